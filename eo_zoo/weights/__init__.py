@@ -1,0 +1,264 @@
+"""A weight record to a verified local file to tensors: the one place that downloads or unpickles.
+
+A file is fetched once, checked against the best hash that is known, mapped to our names, and kept as
+safetensors under a name that carries its SHA-256; from then on its pages are mapped from the cache, without
+network. What is in the cache was verified when it came and is not hashed again.
+
+Environment: EO_ZOO_CACHE (folder), EO_ZOO_OFFLINE, EO_ZOO_MIRROR (folder or http(s) address), and of
+huggingface_hub HF_ENDPOINT, HF_HUB_OFFLINE and HF_HOME.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from eo_zoo.errors import InputError, WeightsError
+from eo_zoo.weights import cache, checkpoint, sources
+from eo_zoo.weights.cache import cache_root
+from eo_zoo.weights.checkpoint import check_fit, read
+
+__all__ = [
+    "RECORDS", "Origin", "Record", "cache_root", "check_fit", "load", "read", "register",
+]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+Mapper = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One published weight set, as the family's file describes it."""
+
+    name: str  # architecture.tag
+    source: str  # hf://owner/repo/path, package://file (in eo_zoo/data), file:///path
+    layout: str  # family and version of its key table; "" for whatever the model reads
+    licence: str
+    title: str = ""
+    sensors: tuple[str, ...] = ()
+    accepts: tuple[str, ...] = ()  # canonical names of the bands it takes
+    statistics: Mapping[str, str] = field(default_factory=dict, hash=False)  # sensor: recorded statistics
+    gsd: tuple[float, float] | None = None  # metres per pixel seen in training, lowest and highest
+    trained_on: str = ""
+    paper: str = ""
+    citation: str = ""
+    repository: str = ""
+    terms: str | None = None  # conditions, told once, at the first download
+    size: int | None = None  # bytes
+    sha256: str | None = None
+    md5: str | None = None
+    revision: str = "main"
+
+    def __post_init__(self) -> None:
+        """Refuse what would make a bad file name or never match."""
+        if not re.fullmatch(r"[\w.-]+", self.name) or "://" not in self.source:
+            raise ValueError(f"not a weight record: name {self.name!r}, source {self.source!r}")
+        if self.sha256 is not None and not cache.is_sha256(self.sha256):
+            raise ValueError(f"{self.name}: sha256 must be 64 lower-case hex digits, got {self.sha256!r}")
+
+    @property
+    def scheme(self) -> str:
+        """What comes before ``://`` in the source."""
+        return self.source.partition("://")[0]
+
+    @property
+    def address(self) -> str:
+        """What comes after ``://`` in the source."""
+        return self.source.partition("://")[2]
+
+    @property
+    def key(self) -> str:
+        """The name with a mark of where the file comes from: two origins never share a pin or a lock."""
+        return f"{self.name}-{hashlib.sha256(f'{self.source}@{self.revision}'.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model's weights came from; models carry it as ``weights_origin``."""
+
+    name: str | None  # the record's; None for a local file
+    source: str
+    sha256: str  # of the official file, not of our conversion
+    verified: bool  # the hash is one that the publisher or the Hub states
+
+    def __str__(self) -> str:
+        """For logs and messages, in one line."""
+        what = self.name or f"local file {self.source}"
+        return f"{what} (sha256 {self.sha256[:8]}…, {'verified' if self.verified else 'unverified'})"
+
+
+RECORDS: dict[str, Record] = {}
+
+
+def register(*records: Record) -> None:
+    """Make weight sets known by name.
+
+    Raises:
+        ValueError: a name is taken already.
+    """
+    for record in records:
+        if record.name in RECORDS:
+            raise ValueError(f"weights '{record.name}' are registered twice")
+        RECORDS[record.name] = record
+
+
+# ----------------------------------------------------------------------------- from record to file to tensors
+
+
+def load(
+    source: Record | str | Path, mapping: Mapper, *, layout: str, cache_dir: str | Path | None = None
+) -> tuple[dict[str, Tensor], Origin]:
+    """Tensors under our names, memory-mapped, and where they came from.
+
+    The first time a file is seen it is read, mapped and kept as safetensors in the cache; then ``mapping``
+    is not called for it again. A file that is ours already (its header names ``layout``) is used as it is. A
+    local file is mapped as strictly, and called unverified.
+
+    Args:
+        source: a record, or the path of a checkpoint in the official layout or in ours.
+        mapping: the family's strict table, official names to ours; raises WeightsError for an unknown name.
+        layout: name and version of that table.
+        cache_dir: see `cache_root`.
+
+    Raises:
+        InputError: no such file.
+        WeightsError: the file is hostile, damaged, changed, or another family's.
+        DownloadError: it has to be fetched and cannot be.
+    """
+    root = cache_root(cache_dir)
+    if not isinstance(source, Record):
+        return _load_file(root, Path(source).expanduser(), mapping, layout)
+    if source.layout not in ("", layout):
+        raise WeightsError(f"{source.name} has the layout '{source.layout}', this model reads '{layout}'")
+    cached = _cached(root, source, layout)
+    if cached:
+        return read(cached[0]), cached[1]
+    with _lock_of(root, source):
+        # Another process may have finished it while this one waited.
+        path, origin = _cached(root, source, layout) or _obtain(root, source)
+        if source.scheme in sources.LOCAL and _layout_of(path) == layout:
+            return read(path), origin
+        target = cache.conversion(root, Path(source.address).stem, origin.sha256, layout)
+        tensors = _convert(root, path, target, mapping, layout, origin)
+        if path == cache.settled(root, source, origin.sha256) and target.is_file():
+            # The conversion holds the same numbers and is what will be read from now on; keeping the official
+            # file too would take the disk space twice. On Windows a mapped file cannot go: then it stays.
+            with contextlib.suppress(OSError):
+                path.unlink()
+    return tensors, origin
+
+
+def _load_file(root: Path, path: Path, mapping: Mapper, layout: str) -> tuple[dict[str, Tensor], Origin]:
+    if not path.is_file():
+        raise InputError(f"weights file {path} is {'a folder' if path.is_dir() else 'not there'}")
+    header = checkpoint.metadata(path)
+    ours = header.get("eo_zoo.layout") == layout
+    if ours and path.absolute().parent == root:
+        # Only inside the cache: anybody can write "verified" into the header of a file elsewhere.
+        name, where, sha256 = (header.get(f"eo_zoo.{key}", "") for key in ("name", "source", "sha256"))
+        return read(path), Origin(name or None, where, sha256, header.get("eo_zoo.verified") == "true")
+    origin = Origin(None, str(path), cache.digest(path), verified=False)
+    logger.warning("%s: there is nothing to check it against", origin)
+    if ours:
+        return read(path), origin
+    target = cache.conversion(root, path.stem, origin.sha256, layout)
+    return _convert(root, path, target, mapping, layout, origin), origin
+
+
+def _convert(root: Path, path: Path, target: Path, mapping: Mapper, layout: str, origin: Origin) -> dict[str, Tensor]:
+    """Map a file's tensors, keep them as ``target``, and give them from there (from memory if that fails)."""
+    with cache.locked(root, target.name):
+        if cache.holds(target, origin.sha256, layout):
+            return read(target)
+        found = _layout_of(path)
+        if found not in (None, layout):
+            raise WeightsError(f"{path} has the layout '{found}', this model reads '{layout}'")
+        tensors = read(path) if found == layout else mapping(read(path))
+        header = {
+            "format": "pt",
+            "eo_zoo.layout": layout,
+            "eo_zoo.name": origin.name or "",
+            "eo_zoo.source": origin.source,
+            "eo_zoo.sha256": origin.sha256,
+            "eo_zoo.verified": str(origin.verified).lower(),
+        }
+        cache.sweep(target)
+        try:
+            with cache.whole(target) as part:
+                checkpoint.save(tensors, part, metadata=header)
+        except OSError as error:
+            logger.warning("cannot keep converted weights in %s (%s): used from memory", root, error)
+            return tensors
+    return read(target)
+
+
+def _layout_of(path: Path) -> str | None:
+    return checkpoint.metadata(path).get("eo_zoo.layout")
+
+
+def _lock_of(root: Path, record: Record) -> contextlib.AbstractContextManager[None]:
+    local = record.scheme in sources.LOCAL
+    return contextlib.nullcontext() if local else cache.locked(root, record.key)
+
+
+def _cached(root: Path, record: Record, layout: str) -> tuple[Path, Origin] | None:
+    """The record's conversion: neither network, nor lock, nor a writable cache is needed for it."""
+    sha256, verified = cache.known_hash(root, record)
+    if sha256 is None:
+        return None
+    path = cache.conversion(root, Path(record.address).stem, sha256, layout)
+    if not cache.holds(path, sha256, layout):
+        return None
+    return path, Origin(record.name, record.source, sha256, verified)
+
+
+def _obtain(root: Path, record: Record) -> tuple[Path, Origin]:
+    """The official file, fetched if need be, and checked. Runs under the record's lock."""
+    expected, verified = cache.known_hash(root, record)
+    if expected:
+        path = cache.settled(root, record, expected)
+        if path.is_file() and cache.digest(path) == expected:
+            return path, Origin(record.name, record.source, expected, verified)
+    fetched = sources.fetch(root, record, expected)
+    try:
+        sha256 = _check(root, record, fetched, expected)
+    except WeightsError:
+        shutil.rmtree(cache.workspace(root, record), ignore_errors=True)
+        raise
+    verified = verified or record.md5 is not None or fetched.sha256 is not None
+    if record.scheme not in sources.LOCAL:
+        if record.terms:
+            logger.warning("%s: %s", record.name, record.terms)
+        if not verified:
+            logger.warning("%s: nothing confirms its sha256 %s; it is pinned as it came", record.name, sha256)
+        if not record.sha256:
+            size = fetched.path.stat().st_size
+            cache.write_pin(root, record, sha256=sha256, size=size, commit=fetched.commit, verified=verified)
+    path = cache.settle(root, record, fetched.path, sha256)
+    return path, Origin(record.name, record.source, sha256, verified)
+
+
+def _check(root: Path, record: Record, fetched: sources.Fetched, expected: str | None) -> str:
+    """The file's SHA-256, once size and hashes agree with all that is known."""
+    size = fetched.path.stat().st_size
+    if record.size not in (None, size):
+        raise WeightsError(f"{fetched.path} has {size} bytes, {record.name} has {record.size}: cut short?")
+    sha256 = cache.digest(fetched.path)
+    if fetched.sha256 not in (None, sha256):
+        raise WeightsError(
+            f"{fetched.path} has the sha256 {sha256}, but {record.source} is stated as {fetched.sha256}: "
+            "damaged on the way, and not used; try again"
+        )
+    cache.require_same(root, record, sha256, expected)
+    if record.md5 and cache.digest(fetched.path, "md5") != record.md5:
+        raise WeightsError(f"{fetched.path} has another md5 than {record.name} ({record.md5}); not used")
+    return sha256

@@ -1,0 +1,184 @@
+"""The cache folder: which file lies where, whole or absent, one process at a time, and the pinned hashes.
+
+- ``<stem>-<16 of the official file's SHA-256>-<layout>.safetensors``: what models read
+- ``downloads/<stem>-<16 of its SHA-256>.<ext>``: verified official files that no model has read yet
+- ``downloads/<key>.partial/``: a download under way
+- ``pins/<key>.json``: the hash of a record's file at its first use
+- ``locks/<name>.lock``
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eo_zoo.errors import WeightsError
+from eo_zoo.weights import checkpoint
+
+if TYPE_CHECKING:
+    from eo_zoo.weights import Record
+
+logger = logging.getLogger(__name__)
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """The cache folder: the argument, $EO_ZOO_CACHE, $XDG_CACHE_HOME/eo_zoo or ~/.cache/eo_zoo."""
+    named = cache_dir or os.environ.get("EO_ZOO_CACHE")
+    root = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "eo_zoo"
+    return root.expanduser().absolute()
+
+
+# ------------------------------------------------------------------------------------------------ places
+
+
+def conversion(root: Path, stem: str, sha256: str, layout: str) -> Path:
+    """Where the converted weights of an official file are kept."""
+    stem = re.sub(r"[^\w.-]", "_", stem)[:80]
+    return root / f"{stem}-{sha256[:16]}-{layout}.safetensors"
+
+
+def holds(path: Path, sha256: str, layout: str) -> bool:
+    """Whether ``path`` is the conversion of the file with that full hash; its name has only a part of it."""
+    if not path.is_file():
+        return False
+    try:
+        header = checkpoint.metadata(path)
+    except WeightsError as error:
+        logger.warning("cached weights are damaged and will be made anew: %s", error)
+        return False
+    return header.get("eo_zoo.sha256") == sha256 and header.get("eo_zoo.layout") == layout
+
+
+def workspace(root: Path, record: Record) -> Path:
+    """The folder of a download under way; it survives interruption, so that the next try may resume."""
+    return root / "downloads" / f"{record.key}.partial"
+
+
+def settled(root: Path, record: Record, sha256: str) -> Path:
+    """Where a verified download waits for its conversion."""
+    file = Path(record.address)
+    return root / "downloads" / f"{file.stem}-{sha256[:16]}{file.suffix}"
+
+
+def settle(root: Path, record: Record, path: Path, sha256: str) -> Path:
+    """Move a verified download out of its working folder; a file that is not ours stays where it is."""
+    if not path.is_relative_to(workspace(root, record)):
+        return path
+    place = settled(root, record, sha256)
+    os.replace(path, place)
+    shutil.rmtree(workspace(root, record), ignore_errors=True)
+    return place
+
+
+@contextlib.contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A path to write to, which takes the target's name only when all went well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sweep(target: Path) -> None:
+    """Remove what killed processes left while writing ``target``; its lock must be held."""
+    with contextlib.suppress(OSError):
+        for part in target.parent.glob(f".{target.name}.*.part"):
+            part.unlink()
+
+
+@contextlib.contextmanager
+def locked(root: Path, name: str) -> Iterator[None]:
+    """One process at a time. Where no lock file can be made, nothing can be written and none is needed."""
+    import filelock
+
+    lock = filelock.FileLock(root / "locks" / f"{name}.lock")
+    try:
+        (root / "locks").mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            logger.info("waiting for another process that prepares %s", name)
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        logger.debug("no lock for %s: %s", name, error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# ------------------------------------------------------------------------------------------ hashes and pins
+
+
+def is_sha256(text: str | None) -> bool:
+    """Whether the text is a SHA-256: 64 lower-case hex digits."""
+    return text is not None and re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """The hash of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def pin_path(root: Path, record: Record) -> Path:
+    """The file that remembers the hash of a record's file at its first use."""
+    return root / "pins" / f"{record.key}.json"
+
+
+def known_hash(root: Path, record: Record) -> tuple[str | None, bool]:
+    """The SHA-256 that a record's file must have, by record or pin, and whether its origin states it."""
+    if record.sha256:
+        return record.sha256, True
+    path = pin_path(root, record)
+    if not path.is_file():
+        return None, False
+    try:
+        pin = json.loads(path.read_text())
+        sha256, verified = pin["sha256"], pin["verified"] is True
+    except (OSError, ValueError, LookupError, TypeError):
+        sha256, verified = None, False
+    if not is_sha256(sha256):
+        raise WeightsError(f"the pinned hash of {record.name} cannot be read: delete {path} to pin it anew")
+    return sha256, verified
+
+
+def write_pin(root: Path, record: Record, **facts: Any) -> None:
+    """Remember a file's hash, and with it what else is known of the file."""
+    try:
+        with whole(pin_path(root, record)) as part:
+            pin = {"source": record.source, "revision": record.revision, **facts}
+            part.write_text(json.dumps(pin, indent=1))
+    except OSError as error:
+        logger.warning("the hash of %s cannot be pinned, so a change will not show: %s", record.name, error)
+
+
+def require_same(root: Path, record: Record, found: str, expected: str | None) -> None:
+    """Compare a hash with the record's or the pin's.
+
+    Raises:
+        WeightsError: it differs; the message says what that means and what to do.
+    """
+    if expected is None or found == expected:
+        return
+    if record.sha256:
+        raise WeightsError(
+            f"{record.source} has the sha256 {found}, but {record.name} is known as {expected}: "
+            "damaged or replaced, and not used; try again, and tell its publisher if it stays so"
+        )
+    raise WeightsError(
+        f"{record.source} changed since its first use on this machine: its sha256 was {expected}, now "
+        f"it is {found}; ask its publisher, and if it is meant, delete {pin_path(root, record)} and try again"
+    )

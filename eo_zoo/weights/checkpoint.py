@@ -1,0 +1,325 @@
+"""Checkpoint files to tensors and back: told apart by content, read strictly, never executed.
+
+This is the pure half of `eo_zoo.weights`: no network, no cache, one file at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import re
+import struct
+import threading
+import zipfile
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from eo_zoo.errors import InputError, WeightsError
+
+logger = logging.getLogger(__name__)
+
+#: Keys under which training scripts keep the model's own tensors.
+WRAPPERS = ("model", "state_dict")
+#: What DistributedDataParallel and torch.compile put before every name.
+PREFIXES = ("module.", "_orig_mod.")
+
+ZIP_MAGIC = b"PK\x03\x04"
+# torch.save's magic number, pickled with protocol 2: how every file of the format before torch 1.6 begins.
+LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+MAX_HEADER = 100_000_000  # bytes; the safetensors library refuses longer headers as well
+
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+class Inert:
+    """Stands in for whatever object a checkpoint carries beside its tensors: takes anything, does nothing."""
+
+    def __new__(cls, *_: object) -> Inert:
+        """Accept any arguments."""
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        """Ignore any arguments."""
+
+    def __setstate__(self, _: object) -> None:
+        """Ignore any state."""
+
+
+class InertDict:
+    """Stands in for subclasses of dict: torch's unpickler fills only real dicts, so that is what it makes."""
+
+    def __new__(cls, *_: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        """Accept any arguments; give an empty dict."""
+        return OrderedDict()
+
+
+# What known training scripts leave in their checkpoints. A name here is never looked up, let alone called.
+INERT = (
+    "argparse.Namespace", "types.SimpleNamespace", "typing.Any",
+    *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "int", "list", "str", "tuple")),
+    *(f"omegaconf.{name}" for name in (
+        "dictconfig.DictConfig", "listconfig.ListConfig", "base.ContainerMetadata", "base.Metadata",
+        "nodes.AnyNode", "nodes.BooleanNode", "nodes.BytesNode", "nodes.EnumNode", "nodes.FloatNode",
+        "nodes.IntegerNode", "nodes.PathNode", "nodes.StringNode",
+    )),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    "numpy.dtype", "numpy.ndarray",
+    *(f"numpy.{name}" for name in ("bool", "bool_", "float32", "float64", "int32", "int64", "uint8")),
+    *(f"numpy.dtypes.{name}DType" for name in ("Bool", "Float32", "Float64", "Int32", "Int64", "UInt8")),
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local")
+      for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+)  # fmt: skip
+INERT_DICTS = ("collections.defaultdict",)
+
+# torch.load runs a small machine over bytes that anybody may have written: these are what it raises when they
+# make no sense.
+BROKEN = (
+    pickle.UnpicklingError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError,
+    AssertionError, ArithmeticError, MemoryError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+
+_unpickling = threading.Lock()  # safe_globals changes a list that all threads share
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: safetensors, torch's zip archive or torch's older format, by content.
+
+    Nothing in the file is executed. Files of the first two kinds are memory-mapped: tensors are pages of the
+    file until they are written to, and writing never reaches the file. A dict under one of `WRAPPERS` is
+    opened, `PREFIXES` common to all names are removed, what is not a tensor is dropped.
+
+    Raises:
+        InputError: there is no such file.
+        WeightsError: the file is hostile, damaged, of another kind, or holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: give a checkpoint file")
+    with path.open("rb") as file:
+        head = file.read(len(LEGACY_MAGIC))
+    if head.startswith(ZIP_MAGIC):
+        _check_archive(path)
+        return _unwrap(_unpickle(path, mmap=True), path)
+    if head == LEGACY_MAGIC:
+        return _unwrap(_unpickle(path, mmap=False), path)
+    if head[8:9] == b"{":
+        return _unwrap(_read_safetensors(path), path)
+    raise WeightsError(f"{path} is not a checkpoint: {_guess(head)}")
+
+
+def _guess(head: bytes) -> str:
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"\x80"):
+        return "it is a plain pickle, which torch.save did not write; refused, nothing was executed"
+    if head.lstrip().startswith(b"<"):
+        return "it is a web page, perhaps a login or an error page; download the file itself"
+    if head.startswith(b"version https"):
+        return "it is a Git LFS pointer; fetch the file that it stands for with `git lfs pull`"
+    return f"expected safetensors or a file of torch.save, found {head!r}..."
+
+
+# ---------------------------------------------------------------------------------------- safetensors
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name appears twice")
+    return result
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file, once the file is known to be as long as it promises."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
+            raise WeightsError(f"{path} is not safetensors: its header claims {length} bytes")
+        raw = file.read(length)
+    if len(raw) < length:
+        raise WeightsError(f"{path} ends after {size} bytes, within its header: download it again")
+    try:
+        header: dict[str, Any] = json.loads(raw, object_pairs_hook=_unique)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        promised = 8 + length + max(ends, default=0)
+        truncated = size < promised
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path} has a damaged safetensors header ({error}); download it again") from error
+    if truncated:
+        raise WeightsError(f"{path} ends after {size} bytes, of {promised} promised: download it again")
+    return header
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The free text in a safetensors header; empty for any other file."""
+    with path.open("rb") as file:
+        if file.read(9)[8:] != b"{":
+            return {}
+    found = _header(path).get("__metadata__")
+    return found if isinstance(found, dict) else {}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    _header(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise WeightsError(f"{path} is not valid safetensors ({error}); download it again") from error
+
+
+def save(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str]) -> None:
+    """Write safetensors and wait until they are on the disk; equal input gives equal bytes.
+
+    Written here because the library's own writer puts several metadata keys in a random order and needs a
+    second copy of all tensors in memory.
+
+    Raises:
+        OSError: the disk is full or the place cannot be written.
+        WeightsError: a tensor has a type that the format, as we write it, lacks.
+    """
+    # Widest types first, so that every tensor lies on a multiple of its element size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset = 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in DTYPES:
+            raise WeightsError(f"tensor {name} has the type {tensor.dtype}, which cannot be stored")
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end],
+        }  # fmt: skip
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in names:
+            file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# -------------------------------------------------------------------------------------------- pickles
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse zip archives that torch.save cannot have written, before torch opens them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (*BROKEN, OSError) as error:
+        raise WeightsError(f"{path} is damaged or cut short ({error}); download it again") from error
+    names = [entry.filename for entry in entries]
+    if len(set(names)) != len(names):
+        raise WeightsError(f"{path} holds two entries of the same name; refused")
+    # torch.save compresses nothing, so compression can only mean another program or a zip bomb.
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise WeightsError(f"{path} has compressed entries, which torch.save does not write; refused")
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise WeightsError(f"{path} is a TorchScript program; save its state_dict() with torch.save instead")
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise WeightsError(f"{path} is a zip archive, but not one of torch.save: it has no data.pkl")
+
+
+def _unpickle(path: Path, *, mmap: bool) -> object:
+    stand_ins = [(Inert, name) for name in INERT] + [(InertDict, name) for name in INERT_DICTS]
+    try:
+        with _unpickling, torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
+            # torch goes by the name if it ends in .safetensors; an open file has none, but cannot be mapped
+            if mmap and path.suffix != ".safetensors":
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
+    except BROKEN as error:
+        raise WeightsError(f"{path} {_diagnose(error)}") from error
+
+
+def _diagnose(error: BaseException) -> str:
+    text = str(error)
+    asked = re.search(r"GLOBAL (\S+)", text)
+    if asked:
+        name = asked[1] if "." in asked[1] else f"builtins.{asked[1]}"  # torch leaves `builtins.` out
+        return f"is refused: it asks to run `{name}`; nothing was executed"
+    if "Unsupported operand" in text:
+        return "is refused: it has pickle instructions unknown to torch's safe loader; save it by torch.save"
+    # torch wraps the unpickler's own words in advice on how to switch the protection off: leave that out.
+    words = text.partition("WeightsUnpickler error:")[2] or text
+    first = (words.strip().splitlines() or [""])[0]
+    return f"cannot be read ({type(error).__name__}: {first}); download it again"
+
+
+def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
+    top = f"its keys are {_some(map(str, loaded))}" if isinstance(loaded, dict) else f"it is {type(loaded)}"
+    for key in WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    found = loaded if isinstance(loaded, dict) else {}
+    tensors = {key: value.detach() for key, value in found.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{path} holds no tensors where a model's would be: {top}")
+    for name, tensor in tensors.items():
+        _check_tensor(name, tensor, path)
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _check_tensor(name: object, tensor: Tensor, path: Path) -> None:
+    if not isinstance(name, str):
+        raise WeightsError(f"{path} names a tensor {name!r}; expected text")
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise WeightsError(f"{path}: tensor {name} is sparse, quantized or empty of values")
+    # A few stored bytes may be shown as terabytes with a stride of 0; copying such a tensor fills the memory.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise WeightsError(f"{path}: tensor {name} claims the shape {tuple(tensor.shape)}, but stores less")
+
+
+# ----------------------------------------------------------------------------------------- comparison
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
+
+
+def check_fit(
+    found: Mapping[str, Any], wanted: Mapping[str, Tensor], *, optional: Collection[str] = (), what: str
+) -> None:
+    """Compare names and shapes of ``found`` with those that a model wants.
+
+    Args:
+        found: name to anything with a ``shape``.
+        wanted: the model's ``state_dict()``.
+        optional: names of ``wanted`` that may be missing.
+        what: whose tensors these are; begins the message.
+
+    Raises:
+        WeightsError: one sentence with all that differs: the first ten of each kind, and how many there are.
+    """
+    missing = [name for name in wanted if name not in found and name not in optional]
+    unexpected = [name for name in found if name not in wanted]
+    shapes = [
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in found and tuple(found[name].shape) != tuple(tensor.shape)
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    faults = [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names]
+    if faults:
+        raise WeightsError(f"{what} does not fit the model: " + "; ".join(faults))
