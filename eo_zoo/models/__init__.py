@@ -1,0 +1,5 @@
+"""Model families; importing this package registers them with timm."""
+
+from eo_zoo.models import smarties
+
+__all__ = ["smarties"]

@@ -1,0 +1,160 @@
+"""From a registered name to a model with its weights, the same way for every family."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from torch import Tensor, nn
+
+from eo_zoo import weights
+from eo_zoo.errors import InputError
+
+_logger = logging.getLogger(__name__)
+
+
+class StrictLoading(nn.Module):
+    """Mixin: official checkpoints through the family's key table, all tensors accounted for.
+
+    A family gives ``layout`` (name and version of its table), ``from_official`` and, where tensors depend on how
+    the model was built, ``adapt``.
+    """
+
+    layout: ClassVar[str]
+    families: ClassVar[dict[str, type[StrictLoading]]] = {}
+    weights_origin: weights.Origin | None = None
+    head: nn.Module
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        StrictLoading.families[cls.layout] = cls
+
+    @staticmethod
+    def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Official names to ours, raising WeightsError for a name the table does not hold."""
+        raise NotImplementedError  # every family gives its own
+
+    def adapt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Fit mapped tensors to this instance.
+
+        Returns:
+            The tensors, and the named exceptions: parameters that may stay as initialised, each with the reason.
+        """
+        return tensors, {}
+
+    def load_weights(self, source: weights.Record | str | Path, *, cache_dir: str | Path | None = None) -> None:
+        """Fill the model from a weight record or a local file, strictly.
+
+        Raises:
+            WeightsError: the file is damaged, hostile, or its tensors are not exactly this model's.
+            DownloadError: it has to be fetched and cannot be.
+        """
+        tensors, origin = weights.load(source, self.from_official, layout=self.layout, cache_dir=cache_dir)
+        self._fill(tensors, str(origin))
+        self.weights_origin = origin
+        _logger.info("%s: loaded %s", type(self).__name__, origin)
+
+    def _fill(self, tensors: dict[str, Tensor], what: str) -> None:
+        own = super().state_dict()
+        tensors, fresh = self.adapt(tensors)
+        heads = {name for name in {*own, *tensors} if name.startswith("head.")}
+        if any(name not in own or name not in tensors or own[name].shape != tensors[name].shape for name in heads):
+            # Asked for by num_classes: either no head at all, or one of another size than the file's.
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
+            fresh |= dict.fromkeys(heads & set(own), "a new head is random until it is trained")
+        weights.check_fit(tensors, own, optional=fresh, what=what)
+        for name, reason in fresh.items():
+            _logger.warning("%s is not in %s: %s", name, what, reason)
+        missing = {name: own[name] for name in fresh}
+        super().load_state_dict({**missing, **tensors}, strict=True)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's, but an official checkpoint's names are accepted too (timm's ``checkpoint_path=``)."""
+        if strict and set(state_dict) - set(super().state_dict()):
+            state_dict, _ = self.adapt(self.from_official(state_dict))
+            if isinstance(self.head, nn.Identity):
+                state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith("head.")}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def cfgs_for(prefix: str, **common: Any) -> dict[str, dict[str, Any]]:
+    """timm's pretrained configurations for the records whose name begins so; the first tag is the default."""
+    return {
+        name: dict(
+            custom_load=True,
+            first_conv=None,
+            classifier="head",
+            num_classes=0,
+            crop_pct=1.0,
+            license=record.licence,
+            origin_url=record.repository,
+            paper_ids=record.paper,
+            description=record.title,
+            **_location(record.source),
+            **common,
+        )
+        for name, record in weights.RECORDS.items()
+        if name.startswith(prefix)
+    }
+
+
+def _location(source: str) -> dict[str, str]:
+    # timm only lists and shows these; loading goes through eo_zoo.weights
+    scheme, _, path = source.partition("://")
+    if scheme != "hf":
+        return dict(url=source)
+    owner, repo, file = path.split("/", 2)
+    return dict(hf_hub_id=f"{owner}/{repo}", hf_hub_filename=file)
+
+
+def build(
+    cls: type[StrictLoading],
+    variant: str,
+    pretrained: bool,
+    *,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> Any:
+    """timm's builder, with the weights put in by us at construction.
+
+    timm's own loading turns strictness off and goes on in several cases, and cannot verify a file; so it is told
+    ``pretrained=False``, and the model it gets to wrap (``features_only``) is already filled.
+    """
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, dict(pretrained_cfg_overlay or {}))
+
+    def construct(**model_args: Any) -> nn.Module:
+        model = cls(**model_args)
+        if pretrained and cfg.state_dict:
+            model._fill(cls.from_official(cfg.state_dict), "the given state_dict")
+        elif pretrained:
+            model.load_weights(_source(variant, cfg), cache_dir=cache_dir)
+        return model
+
+    return build_model_with_cfg(
+        construct,
+        variant,
+        False,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg_overlay=pretrained_cfg_overlay,
+        cache_dir=cache_dir,
+        **kwargs,
+    )
+
+
+def _source(variant: str, cfg: Any) -> weights.Record | Path:
+    if cfg.source == "local-dir":
+        return Path(cfg.file) / "model.safetensors"
+    if cfg.file:
+        return Path(cfg.file)
+    if cfg.source == "hf-hub":
+        file = cfg.hf_hub_filename or "model.safetensors"
+        return weights.Record(f"{variant}.hub", f"hf://{cfg.hf_hub_id}/{file}", layout="", licence=cfg.license or "")
+    name = f"{variant}.{cfg.tag}" if cfg.tag else variant
+    if name not in weights.RECORDS:
+        raise InputError(f"no weights are published for {name}: pretrained=False gives random ones")
+    return weights.RECORDS[name]

@@ -1,0 +1,497 @@
+"""SMARTIES: a vision transformer with one input projection for each part of the spectrum.
+
+Paper: Sumbul et al., "SMARTIES: Spectrum-Aware Multi-Sensor Auto-Encoder for Remote Sensing Images",
+ICCV 2025, arXiv:2506.19585. Public code: github.com/gsumbul/SMARTIES at fc0df04, Apache-2.0, as are the weights.
+
+Each band of a patch goes through the projection of its part of the spectrum; the band vectors are averaged and
+multiplied by 12. That is one convolution whose kernel is put together from the projections' weights, and it is
+computed so here. Everything after it is timm's VisionTransformer.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import to_2tuple
+from timm.models import generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from eo_zoo import sensors, weights
+from eo_zoo.errors import InputError, WeightsError
+from eo_zoo.models._build import StrictLoading, build, cfgs_for
+
+PROJECTIONS = 17
+Rows = tuple[tuple[float, ...], ...]  # one a band, over the projections
+BANDS_SCALE = 12  # the public code multiplies the mean over the bands by 12, however many bands there are
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Modules
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def spectrum() -> dict[str, dict[str, Any]]:
+    """The trained spectrum table: name -> range in nm and projection, or the two projections it averages.
+
+    The ranges are the paper's (plus and minus the full bandwidth) and disagree with the agencies' tables: a band
+    is matched to a projection by its name in this table, never by wavelength.
+    """
+    return json.loads(importlib.resources.files("eo_zoo").joinpath("data/smarties_spectrum.json").read_text())
+
+
+def projected_bands() -> tuple[str, ...]:
+    """Every band name that has a projection (all but B10, ``short_wave_infrared_2``)."""
+    return tuple(name for name, row in spectrum().items() if row.get("projection", 0) is not None)
+
+
+def _projection_row(name: str) -> list[float] | None:
+    """Weights over the 17 projections for one band; None for the band that is not projected."""
+    row = [0.0] * PROJECTIONS
+    entry = spectrum()[name]
+    if "average_of" in entry:
+        centre = sum(entry["range"])
+        by_projection = {other["projection"]: other for other in spectrum().values() if "projection" in other}
+        distance = {i: abs(centre - sum(by_projection[i]["range"])) for i in entry["average_of"]}
+        # Weighted by distance, as released: the projection that is farther away counts more.
+        for i, value in distance.items():
+            row[i] = value / sum(distance.values())
+    elif entry["projection"] is None:
+        return None
+    else:
+        row[entry["projection"]] = 1.0
+    return row
+
+
+@functools.cache
+def _mixing(bands: tuple[str, ...] | None, sensor: str | None) -> tuple[tuple[str, ...], Rows]:
+    if bands is None:
+        names = sensors.get_sensor(sensor or "S2").band_names
+    else:
+        names = sensors.resolve_bands(bands, sensor or "S2")
+    unknown = [name for name in names if name not in spectrum()]
+    if unknown:
+        raise InputError(
+            f"SMARTIES has no projection for {', '.join(unknown)}; it has {', '.join(projected_bands())}. "
+            "To send a band through another one's projection, give that one's name"
+        )
+    rows = [_projection_row(name) for name in names]
+    if bands is not None and None in rows:
+        raise InputError(
+            f"SMARTIES does not project {names[rows.index(None)]} (B10): leave it out, "
+            "or give sensor='S2-L1C', which takes 13 bands and skips it"
+        )
+    scale = BANDS_SCALE / sum(row is not None for row in rows)
+    return names, tuple(tuple(scale * value for value in row or [0.0] * PROJECTIONS) for row in rows)
+
+
+# Names are looked up once, when a graph is made, and are constants in it.
+@torch.compiler.assume_constant_result
+def mixing(bands: tuple[str, ...] | None, sensor: str | None) -> tuple[tuple[str, ...], Rows]:
+    """Band names and the (bands, 17) matrix that puts their kernels together, 12 / bands included.
+
+    Args:
+        bands: names in any vocabulary ``eo_zoo.sensors`` knows, repeats allowed, or None for the sensor's own.
+        sensor: sensor whose vocabulary and default order is meant; with neither, the 12 bands of Sentinel-2 L2A.
+
+    Raises:
+        InputError: a name that no projection exists for.
+    """
+    return _mixing(bands, sensor)
+
+
+def sincos_positions(dim: int, height: int, width: int) -> Tensor:
+    """Fixed sine-cosine table, (1, 1 + height * width, dim): class row zero, the column's half first, float32."""
+    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    row, column = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
+    )
+    angles = [axis.reshape(-1, 1) * omega for axis in (column, row)]
+    table = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
+    return F.pad(table, (0, 0, 1, 0)).float().unsqueeze(0)
+
+
+def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Bicubic resampling of a (1, 1 + h * w, D) table without antialiasing, as the public fine-tuning does it.
+
+    timm's own resampling antialiases and differs by 0.05 to 0.17 here.
+    """
+    if tuple(old) == tuple(new):
+        return table
+    grid = table[:, 1:].reshape(1, *old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid.float(), size=tuple(new), mode="bicubic", align_corners=False).to(table.dtype)
+    return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+class SpectrumEmbed(nn.Module):
+    """Image to patch vectors: one projection for each part of the spectrum, averaged over the bands.
+
+    ``project`` does the work; ``forward`` only brings its result into timm's token layout, so that
+    VisionTransformer's own methods go on from there.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        embed_dim: int = 768,
+        *,
+        strict_img_size: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        self.patch_size: tuple[int, int] = to_2tuple(patch_size)
+        self.strict_img_size = strict_img_size
+        self.weight = nn.Parameter(torch.empty(PROJECTIONS, embed_dim, patch_size**2, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(PROJECTIONS, embed_dim, device=device, dtype=dtype))
+        self.set_input_size(img_size)
+
+    img_size: tuple[int, int]
+    grid_size: tuple[int, int]
+
+    def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
+        """Set the image size in pixels; the patch size is fixed by the weights."""
+        if patch_size is not None and to_2tuple(patch_size) != self.patch_size:
+            raise InputError(f"the patch size is fixed at {self.patch_size[0]} by the weights, got {patch_size}")
+        height, width = self.img_size = to_2tuple(img_size or self.img_size)
+        patch = self.patch_size[0]
+        if height % patch or width % patch:
+            raise InputError(f"img_size {height} x {width} is not a multiple of the patch size {patch}")
+        self.grid_size = (height // patch, width // patch)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
+        """Pixels per token."""
+        return self.patch_size[0] if as_scalar else self.patch_size
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Tokens per side; VisionTransformer asks with the size of ``project``'s result, which has them already."""
+        return img_size
+
+    def check(self, x: Tensor, names: Sequence[str]) -> None:
+        """Raise InputError unless x is a float image batch of these bands and of a size the model takes."""
+        if x.ndim != 4:
+            raise InputError(f"expected an image batch (B, bands, H, W), got {x.ndim} dimensions: {tuple(x.shape)}")
+        if x.shape[1] != len(names):
+            raise InputError(
+                f"got {x.shape[1]} channels but {len(names)} bands ({', '.join(names)}): "
+                "give bands=[...] or sensor='S2'|'S1'|'RGB' for what is in the image"
+            )
+        if not x.is_floating_point():
+            raise InputError(f"got {x.dtype} values: normalise first, for example with eo_zoo.create_transform")
+        size, patch = tuple(x.shape[-2:]), self.patch_size[0]
+        if self.strict_img_size and size != self.img_size:
+            raise InputError(
+                f"got images of {size[0]} x {size[1]} pixels, the model is built for "
+                f"{self.img_size[0]} x {self.img_size[1]}: resize them, or create it with img_size= or "
+                "dynamic_img_size=True"
+            )
+        if size[0] % patch or size[1] % patch:
+            raise InputError(f"image size {size[0]} x {size[1]} is not a multiple of the patch size {patch}")
+
+    def project(self, x: Tensor, names: Sequence[str], mix: Rows) -> Tensor:
+        """(B, bands, H, W) to (B, D, H / patch, W / patch) by the matrix that ``mixing`` gave for these bands."""
+        self.check(x, names)
+        matrix = torch.tensor(mix, dtype=self.weight.dtype, device=self.weight.device)  # bands, 17
+        kernel = (matrix @ self.weight.flatten(1)).view(len(names), -1, *self.patch_size)  # bands, D, p, p
+        bias = matrix.sum(0) @ self.bias
+        return F.conv2d(x, kernel.transpose(0, 1), bias, stride=self.patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, h, w) to (B, h, w, D)."""
+        return x.permute(0, 2, 3, 1)
+
+
+class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
+    """SMARTIES encoder, an ordinary timm VisionTransformer from the second layer on.
+
+    Args:
+        bands: band names of the images, in order, in any vocabulary of ``eo_zoo.sensors``; repeats allowed.
+        sensor: "S2" (12 bands, the default), "S2-L1C" (13, B10 is skipped), "S1" (VV, VH) or "RGB".
+        img_size: pixels a side; the 14 x 14 position table is resampled bicubically without antialiasing.
+        dynamic_img_size: accept any size that is a multiple of the patch, resampling the table at each call.
+        global_pool: "token" (class token after ``norm``, as published), "avg" (mean of the patch tokens, then
+            ``fc_norm``) or "" (all tokens).
+        num_classes: 0 for features.
+
+    Raises:
+        InputError: unknown bands, or ``in_chans`` that differs from the number of bands.
+    """
+
+    layout = "smarties-1"
+    patch_embed: SpectrumEmbed
+    blocks: nn.Sequential
+    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
+    pos_drop: nn.Dropout
+    norm: nn.Module
+    fc_norm: nn.Module
+    embed_dim: int
+    forward_head: Callable[..., Tensor]
+
+    def __init__(
+        self,
+        *,
+        bands: Sequence[str] | None = None,
+        sensor: str | None = None,
+        in_chans: int | None = None,
+        num_classes: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self_bands, self_mix = mixing(tuple(bands) if bands is not None else None, sensor)
+        if in_chans is not None and in_chans != len(self_bands):
+            raise InputError(
+                f"in_chans={in_chans}, but the model is built for {len(self_bands)} bands "
+                f"({', '.join(self_bands)}): give bands=[...] or sensor='S2'|'S1'|'RGB' instead"
+            )
+        super().__init__(
+            embed_layer=SpectrumEmbed,
+            in_chans=len(self_bands),
+            num_classes=num_classes,
+            norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
+            **kwargs,
+        )
+        self.bands, self._mix = self_bands, self_mix
+
+    def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
+        """Initial (random) weights as in the public pretraining; positions are the fixed sine-cosine table."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for projection in self.patch_embed.weight:
+            nn.init.xavier_uniform_(projection)
+        nn.init.zeros_(self.patch_embed.bias)
+        nn.init.normal_(self.cls_token, std=0.02)
+        with torch.no_grad():
+            self.pos_embed.copy_(sincos_positions(self.embed_dim, *self.patch_embed.grid_size))
+
+    def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
+        """Change the image size after construction; the position table is resampled."""
+        old = self.patch_embed.grid_size
+        self.patch_embed.set_input_size(img_size, patch_size)
+        table = resample_positions(self.pos_embed.detach(), old, self.patch_embed.grid_size)
+        self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
+
+    def _project(self, x: Tensor, bands: Sequence[str] | None, sensor: str | None) -> Tensor:
+        if bands is None and sensor is None:
+            names, mix = self.bands, self._mix
+        else:
+            names, mix = mixing(tuple(bands) if bands is not None else None, sensor)
+        return self.patch_embed.project(x, names, mix)
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        batch, height, width, _ = x.shape
+        table = resample_positions(self.pos_embed, self.patch_embed.grid_size, (height, width))
+        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), x.flatten(1, 2)], dim=1)
+        return self.pos_drop(tokens + table)
+
+    def forward_features(
+        self, x: Tensor, *, bands: Sequence[str] | None = None, sensor: str | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Normalised images (B, bands, H, W) to tokens (B, 1 + h * w, D), class token first, after ``norm``."""
+        return super().forward_features(self._project(x, bands, sensor), **kwargs)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        bands: Sequence[str] | None = None,
+        sensor: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As timm's; with ``norm=False`` (the default) the last block's map is the original's dense output."""
+        return super().forward_intermediates(self._project(x, bands, sensor), indices, **kwargs)
+
+    def forward(
+        self, x: Tensor, *, bands: Sequence[str] | None = None, sensor: str | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Pooled features (B, D), or logits (B, num_classes).
+
+        Args:
+            x: normalised images (B, bands, H, W), float; see ``eo_zoo.create_transform``.
+            bands: names of x's bands in order, for this call only.
+            sensor: "S2", "S2-L1C", "S1" or "RGB", for this call only; with bands, the vocabulary of their names.
+
+        Raises:
+            InputError: unknown bands, or a number of channels, a size or a type that does not fit.
+        """
+        return self.forward_head(self.forward_features(x, bands=bands, sensor=sensor, **kwargs))
+
+    @staticmethod
+    def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Official names to ours; see ``from_official`` of this module."""
+        return from_official(tensors)
+
+    def adapt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Fit mapped tensors to this model's pooling and image size; see ``StrictLoading.adapt``."""
+        fresh: dict[str, str] = {}
+        averaged = isinstance(self.norm, nn.Identity) and not isinstance(self.fc_norm, nn.Identity)
+        if averaged and "fc_norm.weight" not in tensors:
+            # Pretraining has no fc_norm; the public fine-tuning starts it at 1 and 0 and drops norm.
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("norm.")}
+            fresh = dict.fromkeys(("fc_norm.weight", "fc_norm.bias"), "starts at 1 and 0, as in the public code")
+        elif not averaged and "fc_norm.weight" in tensors:
+            raise WeightsError(
+                "these weights were trained with average pooling: create the model with global_pool='avg'"
+            )
+        if "pos_embed" in tensors:
+            side = round((tensors["pos_embed"].shape[1] - 1) ** 0.5)
+            if side * side + 1 == tensors["pos_embed"].shape[1]:
+                table = resample_positions(tensors["pos_embed"], (side, side), self.patch_embed.grid_size)
+                tensors = {**tensors, "pos_embed": table}
+        return tensors, fresh
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Key table: official checkpoint -> ours
+# ---------------------------------------------------------------------------------------------------------------
+
+SAME = re.compile(r"cls_token|pos_embed|(patch_embed|norm|fc_norm|head)\.(weight|bias)|blocks\.\d+\..+")
+PROJECTION = re.compile(r"spectrum_projection\.spectrum_embeds\.(\d+)\.proj\.(weight|bias)")
+DECODER = re.compile(r"mask_token|decoder_.+")  # the pretraining file's decoder, not needed to extract features
+
+
+def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Encoder or pretraining checkpoint of the public code to our names: the 17 projections become two tensors.
+
+    A prefix that all names share, as the repository with remote code has it, is taken off. Our own names are kept.
+
+    Raises:
+        WeightsError: a name that is neither in the table nor one of the decoder's, or a projection missing.
+    """
+    anchor = next((name for name in tensors if name.endswith("cls_token")), "cls_token")
+    prefix = anchor.removesuffix("cls_token")
+    ours: dict[str, Tensor] = {}
+    projections: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
+    unknown = []
+    for official, tensor in tensors.items():
+        name = official.removeprefix(prefix)
+        if prefix and name == official:
+            unknown.append(official)
+        elif SAME.fullmatch(name):
+            ours[name] = tensor
+        elif match := PROJECTION.fullmatch(name):
+            projections[match[2]][int(match[1])] = tensor
+        elif not DECODER.fullmatch(name):
+            unknown.append(official)
+    if unknown:
+        raise WeightsError(
+            f"{len(unknown)} tensors are not of a SMARTIES checkpoint: {', '.join(sorted(unknown)[:10])}"
+        )
+    for kind, found in projections.items():
+        if f"patch_embed.{kind}" in ours and not found:
+            continue
+        if sorted(found) != list(range(PROJECTIONS)):
+            missing = sorted(set(range(PROJECTIONS)) - set(found))
+            raise WeightsError(f"expected {PROJECTIONS} spectrum projections; {kind} of {missing} missing")
+        ours[f"patch_embed.{kind}"] = torch.stack([found[i] for i in range(PROJECTIONS)])
+    return ours
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Weight records
+# ---------------------------------------------------------------------------------------------------------------
+
+_PAPER: dict[str, Any] = dict(
+    layout=SmartiesVisionTransformer.layout,
+    licence="apache-2.0",
+    paper="arXiv:2506.19585",
+    citation="Sumbul, Xu, Dalsasso, Tuia: SMARTIES: Spectrum-Aware Multi-Sensor Auto-Encoder for Remote Sensing "
+    "Images, ICCV 2025",
+    repository="https://github.com/gsumbul/SMARTIES",
+)
+_PRETRAIN: dict[str, Any] = dict(
+    **_PAPER,
+    sensors=("S2", "S1", "RGB", "S2-L1C"),
+    statistics={
+        "S2": "smarties/S2-L2A",
+        "S2-L1C": "smarties/S2-L1C",
+        "S1": "smarties/S1",
+        "RGB": "smarties/RGB",
+    },
+    gsd=(0.3, 10.0),
+    trained_on="masked autoencoding of fMoW (RGB and Sentinel-2) and BigEarthNet-MM (Sentinel-1 and Sentinel-2) pairs",
+)
+
+weights.register(
+    weights.Record(
+        name="smarties_vit_base.pretrain",
+        title="SMARTIES ViT-B, pretrained encoder",
+        source="hf://gsumbul/SMARTIES-v1-ViT-B/smarties-v1-vitb.safetensors",
+        accepts=projected_bands(),
+        **_PRETRAIN,
+    ),
+    weights.Record(
+        name="smarties_vit_large.pretrain",
+        title="SMARTIES ViT-L, pretrained encoder",
+        source="hf://gsumbul/SMARTIES-v1-ViT-L/smarties-v1-vitl.safetensors",
+        accepts=projected_bands(),
+        **_PRETRAIN,
+    ),
+)
+weights.register(
+    weights.Record(
+        name="smarties_vit_nano.demo",
+        title="SMARTIES nano, for demonstration",
+        source="package://smarties_vit_nano.demo.safetensors",
+        size=3_845_288,
+        sha256="dca7440b22a1cfec395bb8233f647c9689f9665ba1440b7d0c12fe2a79fed125",
+        accepts=projected_bands(),
+        **{**_PAPER, "repository": "https://github.com/org/eo_zoo"},
+        statistics={"S2": "nano/S2-L2A", "S1": "nano/S1", "RGB": "nano/RGB"},
+        sensors=("S2", "S1", "RGB"),
+        gsd=(0.2, 100.0),
+        trained_on="one Sentinel-2 scene of the western Sahara, one Sentinel-1 scene and one TreeSatAI tile",
+    )
+)
+default_cfgs = generate_default_cfgs(
+    {
+        **cfgs_for("smarties_vit_base", input_size=(12, 224, 224)),
+        **cfgs_for("smarties_vit_large", input_size=(12, 224, 224)),
+        **cfgs_for("smarties_vit_nano", input_size=(12, 112, 112)),
+    }
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Entrypoints
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def _create(variant: str, pretrained: bool, **kwargs: Any) -> SmartiesVisionTransformer:
+    bands, sensor = kwargs.get("bands"), kwargs.get("sensor")
+    # timm would fill in_chans from the configuration; what the bands say comes first
+    kwargs.setdefault("in_chans", len(mixing(tuple(bands) if bands is not None else None, sensor)[0]))
+    feature_cfg = dict(out_indices=3, feature_cls="getter")
+    return build(SmartiesVisionTransformer, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+
+
+@register_model
+def smarties_vit_base(pretrained: bool = False, **kwargs: Any) -> SmartiesVisionTransformer:
+    """SMARTIES ViT-B/16: 86 M parameters, 224 x 224 pixels, any of 19 bands (optical, thermal, radar)."""
+    return _create("smarties_vit_base", pretrained, **dict(dict(embed_dim=768, depth=12, num_heads=12), **kwargs))
+
+
+@register_model
+def smarties_vit_large(pretrained: bool = False, **kwargs: Any) -> SmartiesVisionTransformer:
+    """SMARTIES ViT-L/16: 304 M parameters, 224 x 224 pixels, any of 19 bands (optical, thermal, radar)."""
+    return _create("smarties_vit_large", pretrained, **dict(dict(embed_dim=1024, depth=24, num_heads=16), **kwargs))
+
+
+@register_model
+def smarties_vit_nano(pretrained: bool = False, **kwargs: Any) -> SmartiesVisionTransformer:
+    """SMARTIES nano, patch 8: 1 M parameters, 112 x 112 pixels; bundled, to try things with."""
+    size = dict(embed_dim=128, depth=4, num_heads=4, patch_size=8, img_size=112)
+    return _create("smarties_vit_nano", pretrained, **dict(size, **kwargs))

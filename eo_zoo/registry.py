@@ -1,0 +1,179 @@
+"""What the package holds: names, records, and models ready for use."""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import model_entrypoint
+from torch import nn
+
+from eo_zoo import models, sensors, weights  # noqa: F401 - models fills the records
+from eo_zoo.errors import InputError, nearest
+from eo_zoo.models._build import StrictLoading
+
+
+def list_models(filter: str = "*") -> list[str]:
+    """Names of the architectures, sorted.
+
+    Args:
+        filter: a shell pattern ("smarties*"), or a part of the name.
+    """
+    pattern = filter if any(c in filter for c in "*?[") else f"*{filter}*"
+    return sorted(fnmatch.filter({name.partition(".")[0] for name in weights.RECORDS}, pattern))
+
+
+def list_tags(name: str) -> list[str]:
+    """Full names (architecture.tag) of the weight sets of one architecture, the default first."""
+    return [full for full in weights.RECORDS if full.partition(".")[0] == name]
+
+
+def input_size(name: str) -> int:
+    """Pixels a side of the square images a weight set was made for."""
+    return int(timm.get_pretrained_cfg(get_record(name).name, allow_unregistered=False).input_size[-1])
+
+
+def parameter_count(name: str) -> int:
+    """Number of parameters of an architecture, without its head."""
+    with torch.device("meta"):
+        model = timm.create_model(get_record(name).name, num_classes=0)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def get_record(name: str) -> weights.Record:
+    """The weight record of "architecture.tag", or of an architecture's default tag.
+
+    Raises:
+        InputError: unknown name; the message gives the nearest.
+    """
+    if name in weights.RECORDS:
+        return weights.RECORDS[name]
+    tags = list_tags(name)
+    if tags:
+        return weights.RECORDS[tags[0]]
+    architecture = name.partition(".")[0]
+    known = list_tags(architecture) or list_models()
+    raise InputError(f"unknown model '{name}'. {nearest(name, known)}")
+
+
+def create_model(
+    name: str,
+    pretrained: bool = True,
+    *,
+    weights: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """A model in eval mode, by default with its verified weights.
+
+    ``timm.create_model`` makes the same module, but random unless ``pretrained=True`` is given and in train mode.
+
+    Args:
+        name: architecture, or architecture.tag.
+        pretrained: False gives random weights.
+        weights: a local checkpoint instead of the published one; as strictly checked, but called unverified.
+        cache_dir: where downloads and converted weights are kept.
+        **kwargs: for the model: ``bands``, ``sensor``, ``num_classes``, ``features_only``, ``img_size``, ...
+
+    Raises:
+        InputError: unknown name, or arguments that do not fit.
+        WeightsError: the weights are damaged or another model's.
+        DownloadError: the weights cannot be fetched.
+
+    >>> create_model("smarties_vit_nano", sensor="S1").num_features
+    128
+    """
+    record = get_record(name)
+    overlay = dict(file=str(weights)) if weights is not None else None
+    model = timm.create_model(
+        record.name, pretrained=pretrained, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **kwargs
+    )
+    return model.eval()
+
+
+def download(name: str, *, cache_dir: str | Path | None = None) -> weights.Origin:
+    """Fetch and verify a weight set and keep it, converted, in the cache, without building the model.
+
+    Raises:
+        InputError: unknown name.
+        WeightsError: what came is damaged, or not what it was at first use.
+        DownloadError: it cannot be fetched.
+    """
+    record = get_record(name)
+    family = StrictLoading.families[record.layout]
+    return weights.load(record, family.from_official, layout=family.layout, cache_dir=cache_dir)[1]
+
+
+def table(filter: str = "*") -> list[dict[str, Any]]:
+    """One row for each weight set whose architecture matches: name, title, sensors, licence, parameters."""
+    rows = []
+    for name in list_models(filter):
+        parameters = parameter_count(name)
+        for full in list_tags(name):
+            record = weights.RECORDS[full]
+            rows.append(
+                {
+                    "name": full,
+                    "title": record.title,
+                    "sensors": list(record.sensors),
+                    "licence": record.licence,
+                    "parameters": parameters,
+                }
+            )
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows of ``table`` as the README shows them."""
+    lines = ["| model.tag | what | parameters | sensors | licence |", "|---|---|---:|---|---|"]
+    for row in rows:
+        size = f"{row['parameters'] / 1e6:.0f} M"
+        lines.append(f"| `{row['name']}` | {row['title']} | {size} | {', '.join(row['sensors'])} | {row['licence']} |")
+    return "\n".join(lines)
+
+
+def info(name: str) -> dict[str, Any]:
+    """Everything a user should know before using a weight set, as plain JSON-able values.
+
+    Keys: name, title, description, bands (of the default sensor: name, the sensor's own name, wavelength in nm,
+    metres per pixel), sensors, accepts, units, statistics, gsd (metres per pixel seen in training, lowest and
+    highest), licence, terms, citation, paper, repository, trained_on, source, size (bytes), sha256, parameters.
+
+    Size and hash are None where the publisher's are not known; the Hub's own is then checked and pinned at first
+    use.
+
+    Raises:
+        InputError: unknown name; the message gives the nearest.
+    """
+    record = get_record(name)
+    architecture = record.name.partition(".")[0]
+    sensor = sensors.get_sensor(record.sensors[0])
+    accepts = [band for band in sensor.bands if band.name in record.accepts]
+    statistics = sensors.get_statistics(record.statistics[sensor.name])
+    return {
+        "name": record.name,
+        "title": record.title,
+        "description": (model_entrypoint(architecture).__doc__ or "").partition("\n")[0],
+        "sensor": sensor.name,
+        "bands": [
+            {"name": b.name, "sensor_name": b.sensor_name, "wavelength_nm": b.wavelength, "gsd": b.gsd} for b in accepts
+        ],
+        "sensors": list(record.sensors),
+        "accepts": list(record.accepts),
+        "units": statistics.units,
+        "statistics": dict(record.statistics),
+        "gsd": record.gsd,
+        "licence": record.licence,
+        "terms": record.terms,
+        "citation": record.citation,
+        "paper": record.paper,
+        "repository": record.repository,
+        "trained_on": record.trained_on,
+        "source": record.source,
+        "size": record.size,
+        "sha256": record.sha256,
+        "parameters": parameter_count(name),
+    }

@@ -1,0 +1,90 @@
+"""From stored values to what a model takes: units are the caller's, statistics and size the model's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eo_zoo import registry, sensors
+from eo_zoo.errors import InputError
+
+
+class Normalize(nn.Module):
+    """Images in the statistics' units to normalised float32: clip to the 1st..99th percentile, then standardise.
+
+    Args:
+        statistics: recorded values, one set a band; (..., bands, H, W) images in that order.
+    """
+
+    def __init__(self, statistics: sensors.Statistics) -> None:
+        super().__init__()
+        self.statistics = statistics
+
+    def forward(self, x: Any) -> Tensor:
+        """Normalise a tensor or array (..., bands, H, W)."""
+        return sensors.normalize(torch.as_tensor(x), self.statistics)
+
+    def extra_repr(self) -> str:
+        """What is shown inside the parentheses."""
+        return f"{self.statistics.name}, units={self.statistics.units}"
+
+
+class Resize(nn.Module):
+    """Bicubic, antialiased resizing of (..., H, W) to a square of ``size`` pixels, after normalisation as published."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Resize; an image that has the size already is returned as it is."""
+        if x.shape[-2:] == (self.size, self.size):
+            return x
+        flat = x.reshape(-1, 1, *x.shape[-2:])
+        out = F.interpolate(flat, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False)
+        return out.reshape(*x.shape[:-2], self.size, self.size)
+
+    def extra_repr(self) -> str:
+        """What is shown inside the parentheses."""
+        return f"{self.size}, bicubic, antialias=True"
+
+
+def create_transform(
+    name: str,
+    sensor: str | None = None,
+    *,
+    bands: Sequence[str] | None = None,
+    stats: str | Path | None = None,
+    size: int | None = None,
+) -> nn.Sequential:
+    """The transform a weight set expects: normalise, then resize, as its public evaluation does.
+
+    Args:
+        name: model, with or without tag.
+        sensor: what the images come from; the model's first sensor if not given.
+        bands: names of the images' bands in order; the sensor's own order if not given.
+        stats: other statistics: a recorded set's name or a JSON file.
+        size: pixels a side; the model's input size if not given.
+
+    Returns:
+        A module from images (..., bands, H, W), tensor or array, in the statistics' units (Sentinel-2: digital
+        numbers, reflectance x 10000; Sentinel-1: dB; RGB: 0..255) to normalised float32.
+
+    Raises:
+        InputError: unknown model, sensor, band or statistics.
+    """
+    record = registry.get_record(name)
+    sensor = sensors.get_sensor(sensor or record.sensors[0]).name
+    if stats is None and sensor not in record.statistics:
+        raise InputError(
+            f"{record.name} has statistics for {', '.join(record.statistics)}, none for {sensor}: give stats="
+        )
+    statistics = sensors.get_statistics(stats if stats is not None else record.statistics[sensor])
+    if bands is not None:
+        statistics = statistics.select(sensors.resolve_bands(bands, sensor))
+    return nn.Sequential(Normalize(statistics), Resize(size or registry.input_size(record.name)))

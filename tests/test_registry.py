@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import eo_zoo
+from eo_zoo import registry, weights
+from eo_zoo.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_names_are_timms_too_and_none_of_its_own():
+    ours = set(eo_zoo.list_models())
+    listed = {name for name in timm.list_models() if name in ours}
+    assert listed == ours
+    for name in ours:
+        assert timm.models.model_entrypoint(name).__module__.startswith("eo_zoo.models.")
+    # a name timm has would have been replaced with a mere warning
+    theirs = subprocess.run(
+        [sys.executable, "-c", "import timm; print(*timm.list_models(), *timm.list_modules())"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert not ours & set(theirs)
+    assert not {timm.models.model_entrypoint(name).__module__.rpartition(".")[2] for name in ours} & set(theirs)
+
+
+def test_filters():
+    assert eo_zoo.list_models("nano") == ["smarties_vit_nano"]
+    assert eo_zoo.list_models("smarties_*e") == ["smarties_vit_base", "smarties_vit_large"]
+    assert eo_zoo.list_models("nothing") == []
+
+
+@pytest.mark.parametrize("name", ["smarties_vit_bas", "smarties_vit_base.pretrian"])
+def test_unknown_names_give_the_nearest(name):
+    for call in (eo_zoo.create_model, eo_zoo.info, eo_zoo.create_transform, registry.download):
+        with pytest.raises(InputError, match="Did you mean 'smarties_vit_base"):
+            call(name)
+
+
+def test_create_model_is_ready_for_use():
+    model = eo_zoo.create_model("smarties_vit_nano")
+    assert not model.training and model.weights_origin.verified
+    assert model.weights_origin.sha256 == weights.RECORDS["smarties_vit_nano.demo"].sha256
+    by_timm = timm.create_model("smarties_vit_nano", pretrained=True)
+    assert by_timm.training
+    x = torch.randn(1, 12, 112, 112)
+    with torch.no_grad():
+        assert torch.equal(model(x), by_timm.eval()(x))
+    random = eo_zoo.create_model("smarties_vit_nano", pretrained=False)
+    assert random.weights_origin is None
+
+
+def test_every_tag_has_a_card_and_every_card_a_tag():
+    cards = {path.stem for path in (ROOT / "model_cards").glob("*.md")}
+    assert cards == set(weights.RECORDS)
+    for name, record in weights.RECORDS.items():
+        text = (ROOT / "model_cards" / f"{name}.md").read_text()
+        assert f"license: {record.licence}" in text, name
+        assert record.trained_on in text and record.citation in text, name
+
+
+def test_notice_names_every_weight_set_and_its_licence():
+    text = (ROOT / "NOTICE").read_text()
+    for name, record in weights.RECORDS.items():
+        assert re.search(rf"^{re.escape(name)}: .*{record.licence}", text, re.M | re.I), name
+
+
+def test_readme_table_is_fresh():
+    text = (ROOT / "README.md").read_text()
+    assert registry.markdown(registry.table()) in text, "run: eo-zoo list --markdown, and paste it into README.md"
+
+
+def test_models_are_documented():
+    for name in eo_zoo.list_models():
+        function = timm.models.model_entrypoint(name)
+        assert len(inspect.getdoc(function)) > 40, name

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import eo_zoo
+from eo_zoo import sensors
+from eo_zoo.errors import InputError
+
+
+def test_normalise_then_resize():
+    statistics = sensors.get_statistics("smarties/S2-L2A")
+    x = np.random.default_rng(0).integers(0, 6000, (2, 12, 64, 64)).astype(np.uint16)
+    out = eo_zoo.create_transform("smarties_vit_base")(x)
+    assert out.shape == (2, 12, 224, 224) and out.dtype == torch.float32
+    normalised = sensors.normalize(torch.as_tensor(x), statistics)
+    expected = torch.nn.functional.interpolate(normalised, (224, 224), mode="bicubic", antialias=True)
+    torch.testing.assert_close(out, expected)
+
+
+def test_bands_by_name_and_other_statistics():
+    x = torch.full((3, 112, 112), 2000.0)
+    transform = eo_zoo.create_transform("smarties_vit_nano", bands=["B04", "B03", "B02"])
+    chosen = sensors.get_statistics("nano/S2-L2A").select(["red_2", "green_2", "blue_1"])
+    torch.testing.assert_close(transform(x), sensors.normalize(x, chosen))
+    eurosat = eo_zoo.create_transform("smarties_vit_base", "S2-L1C", stats="EuroSAT", size=64)
+    assert eurosat(torch.zeros(13, 64, 64)).shape == (13, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(sensor="S3"), "unknown sensor"),
+        (dict(sensor="MODIS"), "none for MODIS"),
+        (dict(bands=["B10"]), "B10"),
+        (dict(stats="EuroSat2"), "EuroSAT"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(InputError, match=message):
+        eo_zoo.create_transform("smarties_vit_base", **arguments)
