@@ -1,0 +1,91 @@
+"""Resampling along pixel rows and columns, numpy only: bilinear to finer pixels, area average to coarser
+ones.
+
+GDAL's warper does the same arithmetic, but has another rule for each kind of mask (nodata, alpha, NaN, a
+value known only from a STAC item) and may average an overview made with nearest neighbour. Here one mask
+counts, and a pixel's value is a function of its place alone, so reading in other windows gives the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+STEP = 2.0**20  # weights are whole multiples of 1 / STEP, so that they add up to exactly 1 in float32
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where a grid's pixels lie in a raster, along one axis: i covers start + i * step and the next step."""
+
+    start: float  # in the raster's pixels, from its first pixel's outer edge
+    step: float  # in the raster's pixels; below 1 where the grid is finer
+    size: int  # the raster's pixels
+
+    def aligned(self, length: int) -> bool:
+        """Whether the first ``length`` grid pixels are the raster's own, to a hundredth of a pixel."""
+        drift = abs(self.step - 1) * length
+        return drift < 0.01 and abs(self.start - round(self.start)) < 0.01
+
+    def taps(self, first: int, count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+        """The raster's pixels that make up grid pixels first ... first + count - 1, and their weights.
+
+        Returns:
+            indices and weights, both (count, taps). Indices beyond the raster are moved to its edge; the
+            weights of a row add up to 1.
+        """
+        places = first + np.arange(count, dtype=np.float64)
+        if self.step <= 1:
+            centre = self.start + (places + 0.5) * self.step - 0.5
+            index = np.floor(centre)[:, None] + np.arange(2)
+            weights = 1 - np.abs(centre[:, None] - index)
+        else:
+            left = self.start + places * self.step
+            index = np.floor(left)[:, None] + np.arange(int(np.ceil(self.step)) + 1)
+            overlap = np.minimum(index + 1, left[:, None] + self.step) - np.maximum(index, left[:, None])
+            weights = np.clip(overlap, 0, 1) / self.step
+        weights = np.round(weights * STEP) / STEP
+        largest = weights.argmax(axis=1)
+        weights[np.arange(count), largest] += 1 - weights.sum(axis=1)
+        return np.clip(index, 0, self.size - 1).astype(np.intp), weights.astype(np.float32)
+
+
+def resample(
+    values: npt.NDArray[np.float32],
+    valid: npt.NDArray[np.bool_],
+    rows: tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]],
+    columns: tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Weighted means of valid pixels only.
+
+    Args:
+        values: (n, height, width), 0 where invalid.
+        valid: the same shape.
+        rows: indices into the height and weights, as :meth:`Axis.taps` gives them (less the first row read).
+        columns: the same for the width.
+
+    Returns:
+        values and validity (n, len(rows), len(columns)). A pixel is valid where valid pixels hold at least
+        half of the weight; it is 0 elsewhere.
+    """
+    total = _weigh(_weigh(values, rows, axis=1), columns, axis=2)
+    if valid.all():  # weights add up to exactly 1, so this short cut changes no bit
+        return total, np.ones(total.shape, dtype=bool)
+    weight = _weigh(_weigh(valid.astype(np.float32), rows, axis=1), columns, axis=2)
+    enough = weight >= 0.5
+    return np.divide(total, weight, out=np.zeros_like(total), where=enough), enough
+
+
+def _weigh(
+    values: npt.NDArray[np.float32],
+    taps: tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]],
+    axis: int,
+) -> npt.NDArray[np.float32]:
+    index, weights = taps
+    shape = (-1, 1) if axis == 1 else (1, -1)
+    total = values.take(index[:, 0], axis=axis) * weights[:, 0].reshape(shape)
+    for tap in range(1, index.shape[1]):
+        total += values.take(index[:, tap], axis=axis) * weights[:, tap].reshape(shape)
+    return total
