@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+import eo_zoo
+from eo_zoo import cli
+from tests.geo.rasters import s2_folder, smooth, stac_item, write_raster
+
+ROOT = Path(__file__).parent.parent
+SAHARA = ROOT / "examples" / "sahara"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["eo-zoo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stopped.value.code or 0, out, " ".join(err.split())
+
+    return call
+
+
+class TestFacts:
+    def test_list(self, run):
+        code, out, _ = run("list", "--json")
+        rows = json.loads(out)
+        assert code == 0 and {row["name"].partition(".")[0] for row in rows} == set(eo_zoo.list_models())
+        assert run("list", "nano")[1].count("smarties_vit") == 1
+        code, _, err = run("list", "nothing")
+        assert code == 2 and "no model matches" in err
+
+    def test_info(self, run):
+        code, out, _ = run("info", "smarties_vit_base", "--json")
+        facts = json.loads(out)
+        assert code == 0 and facts == json.loads(json.dumps(eo_zoo.info("smarties_vit_base")))
+        assert [band["sensor_name"] for band in facts["bands"]][:2] == ["B01", "B02"]
+        text = run("info", "smarties_vit_base")[1]
+        assert "arXiv:2506.19585" in text and "apache-2.0" in text and "B8A" in text
+
+    def test_download_of_bundled_weights(self, run):
+        code, out, _ = run("download", "smarties_vit_nano", "--json")
+        assert code == 0 and json.loads(out)["verified"]
+
+    def test_download_offline(self, run, monkeypatch):
+        monkeypatch.setenv("EO_ZOO_OFFLINE", "1")
+        code, _, err = run("download", "smarties_vit_base")
+        assert code == 1 and "offline" in err and "smarties-v1-vitb.safetensors" in err
+
+    def test_version_and_help(self, run):
+        assert run("--version")[1].strip() == eo_zoo.__version__
+        assert run("embed", "--help")[0] == 0
+
+    @pytest.mark.parametrize("command", ["info", "download"])
+    def test_unknown_model(self, run, command):
+        code, _, err = run(command, "smarties_vit_nan")
+        assert code == 2 and "Did you mean 'smarties_vit_nano'" in err
+
+    def test_unknown_option(self, run):
+        assert run("embed", "x.tif", "-o", "y.tif", "--nonsense")[0] == 2
+
+
+class TestEmbed:
+    def test_folder_and_item_give_the_same_and_overlay_the_scene(self, run, tmp_path):
+        """The demonstration scene by both routes, against coordinates."""
+        maps = {}
+        for name, source in {"folder": SAHARA, "item": SAHARA / "item.json"}.items():
+            code, _, err = run(
+                "embed", source, "-o", tmp_path / f"{name}.tif", "--bbox", 199980, 2715620, 225580, 2741220
+            )
+            assert code == 0, err
+            with rasterio.open(tmp_path / f"{name}.tif") as file:
+                maps[name] = file.read()
+                assert file.crs.to_epsg() == 32629
+                assert file.transform[:6] == (800, 0, 199980, 0, -800, 2741220)
+                assert file.shape == (32, 32) and file.count == 128
+                tags = file.tags()
+        assert np.array_equal(maps["folder"], maps["item"])
+        assert tags["MODEL"] == "smarties_vit_nano.demo" and "verified" in tags["WEIGHTS"]
+        assert json.loads(tags["CLIPPED"]).keys() == set(json.loads(tags["BANDS"]))
+
+    def test_preview_and_json(self, run, tmp_path):
+        out = tmp_path / "o.tif"
+        code, text, _ = run(
+            "embed", SAHARA, "-o", out, "--preview", tmp_path / "p.png", "--json", "--out-dtype", "float16"
+        )
+        result = json.loads(text)
+        assert code == 0 and result["shape"] == [128, 63, 63] and result["path"] == str(out)
+        assert sorted(path.name for path in tmp_path.glob("*.*")) == ["o.tif", "p.png"]
+
+    def test_two_runs_give_the_same_bytes(self, run, tmp_path):
+        folder = s2_folder(tmp_path / "s2", size=1500)
+        for name in ("a", "b"):
+            assert run("embed", folder, "-o", tmp_path / f"{name}.tif", "-q")[0] == 0
+        assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
+
+    def test_pool_gives_the_models_own_vector(self, run, tmp_path):
+        folder = s2_folder(tmp_path / "s2", size=1120 + 20)
+        assert run("embed", folder, "-o", tmp_path / "v.npy", "--pool", "token")[0] == 0
+        assert np.load(tmp_path / "v.npy").shape == (128,)
+
+    def test_conversions_are_printed(self, run, tmp_path):
+        s2_folder(tmp_path / "s2", size=1200)
+        hrefs = {path.stem: f"./s2/{path.name}" for path in (tmp_path / "s2").glob("*.tif")}
+        item = stac_item(tmp_path / "item.json", hrefs, offset=-0.1)
+        code, _, err = run("embed", item, "-o", tmp_path / "o.tif")
+        assert code == 0 and "dn = stored - 1000" in err and "bilinear" in err
+
+    def test_eurosat_trap_is_caught(self, run, tmp_path):
+        """Values as in EuroSAT's files (B8A last), under the names of a file that says otherwise."""
+        medians = dict(zip(EUROSAT_ORDER, EUROSAT_MEDIANS, strict=True))
+        for label, names in {"right": EUROSAT_ORDER, "wrong": L1C_ORDER}.items():
+            rng = np.random.default_rng(0)
+            values = np.stack([rng.normal(m, 0.1 * m, (128, 128)) for m in medians.values()]).astype(np.uint16)
+            path = write_raster(tmp_path / f"{label}.tif", values, descriptions=names)
+            code, _, err = run(
+                "embed", path, "-o", tmp_path / f"{label}_out.tif", "--sensor", "S2-L1C", "--stats", "smarties/S2-L1C"
+            )
+            assert code == 0, err
+            assert ("B8A" in err and "order" in err) == (label == "wrong"), err
+
+
+EUROSAT_ORDER = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A"]
+L1C_ORDER = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
+# of a EuroSAT image, in its file's order
+EUROSAT_MEDIANS = [1217, 868, 637, 370, 583, 1599, 2024, 2014, 772, 8, 799, 304, 2254]
+
+
+def hostile(path: Path) -> Path:
+    class Attack:
+        def __reduce__(self):
+            return os.system, (f"touch {path.parent / 'canary'}",)
+
+    torch.save({"model": Attack()}, path)
+    return path
+
+
+def bad_inputs(folder: Path) -> dict[str, tuple[list[object], str]]:
+    """Name -> arguments of embed, and what the error must say."""
+    s2 = s2_folder(folder / "s2", size=1200)
+    out = ["-o", folder / "out.tif"]
+    named = dict(descriptions=["B02", "B03"])
+    two = np.stack([smooth(1, 120, 120), smooth(2, 120, 120)])
+    write_raster(folder / "two.tif", two, **named)
+    write_raster(folder / "unnamed.tif", two)
+    write_raster(folder / "no_crs.tif", two, crs=None, **named)
+    write_raster(folder / "rotated.tif", two, transform=rasterio.Affine(10, 2, 0, 2, -10, 0), **named)
+    write_raster(folder / "small.tif", two[:, :4, :4], **named)
+    write_raster(folder / "empty.tif", np.zeros_like(two), nodata=0, **named)
+    infinite = two.astype(np.float32)
+    infinite[0, 5, 7] = np.inf
+    write_raster(folder / "infinite.tif", infinite, **named)
+    write_raster(folder / "float.tif", two.astype(np.float32) / 10000, **named)
+    write_raster(folder / "crs" / "B02.tif", two[0])
+    write_raster(folder / "crs" / "B03.tif", two[0], crs="EPSG:32633")
+    write_raster(folder / "far" / "B02.tif", two[0])
+    write_raster(folder / "far" / "B03.tif", two[0], origin=(900000.0, 5000040.0))
+    (folder / "corrupt.tif").write_bytes(b"II*\0" + bytes(range(200)))
+    (folder / "exists.tif").write_bytes(b"mine")
+    torch.save({"x": torch.zeros(1)}, folder / "other.pth")
+    (folder / "cut.safetensors").write_bytes(SAFETENSORS.read_bytes()[:100_000])
+    return {
+        "missing file": ([folder / "nowhere.tif", *out], "nowhere.tif"),
+        "corrupt file": ([folder / "corrupt.tif", *out], "corrupt.tif"),
+        "unknown model": ([s2, *out, "-m", "smarties_vit_bas"], "Did you mean 'smarties_vit_base'"),
+        "unknown band": ([folder / "two.tif", *out, "--bands", "B02,B99"], "B99"),
+        "unknown sensor": ([s2, *out, "--sensor", "S9"], "S9"),
+        "band count": ([folder / "unnamed.tif", *out, "--bands", "B02,B03,B04"], "2 bands"),
+        "no band names": ([folder / "unnamed.tif", *out], "--bands"),
+        "band twice": ([folder / "unnamed.tif", *out, "--bands", "B02,blue"], "twice"),
+        "no CRS": ([folder / "no_crs.tif", *out], "CRS"),
+        "rotated": ([folder / "rotated.tif", *out], "gdalwarp"),
+        "different CRS": ([folder / "crs", *out], "EPSG:32633"),
+        "no overlap": ([folder / "far", *out], "no common area"),
+        "smaller than a patch": ([folder / "small.tif", *out], "patch"),
+        "all nodata": ([folder / "empty.tif", *out], "nodata"),
+        "infinity": ([folder / "infinite.tif", *out, "--units", "dn"], "infinite"),
+        "float without units": ([folder / "float.tif", *out], "--units"),
+        "units against the type": ([folder / "two.tif", *out, "--units", "reflectance"], "reflectance"),
+        "existing output": ([s2, "-o", folder / "exists.tif"], "--overwrite"),
+        "no such folder": ([s2, "-o", folder / "none" / "out.tif"], "does not exist"),
+        "wrong suffix": ([s2, "-o", folder / "out.jpg"], ".tif"),
+        "no such device": ([s2, *out, "--device", "cuda:99"], "cuda:99"),
+        "unknown dtype": ([s2, *out, "--dtype", "int8"], "int8"),
+        "layer": ([s2, *out, "--layer", "4"], "the model has 4"),
+        "overlap": ([s2, *out, "--overlap", "13"], "13"),
+        "batch size": ([s2, *out, "--batch-size", "0"], "batch_size"),
+        "bbox elsewhere": ([s2, *out, "--bbox", "0", "0", "10", "10"], "600000"),
+        "hostile pickle": ([s2, *out, "--weights", hostile(folder / "evil.pth")], "system"),
+        "other model's weights": ([s2, *out, "--weights", folder / "other.pth"], "not of a SMARTIES checkpoint"),
+        "truncated safetensors": ([s2, *out, "--weights", folder / "cut.safetensors"], "cut.safetensors"),
+        "unknown statistics": ([s2, *out, "--stats", "eurosatt"], "EuroSAT"),
+    }
+
+
+SAFETENSORS = ROOT / "eo_zoo" / "data" / "smarties_vit_nano.demo.safetensors"
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
+    return folder, bad_inputs(folder)
+
+
+def test_bad_input_is_one_error_and_leaves_nothing(bad, run):
+    folder, cases = bad
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for name, (arguments, words) in cases.items():
+        code, out, err = run("embed", *arguments)
+        assert code == 2, (name, code, err)
+        assert words in err and err.count("error:") == 1 and "Traceback" not in err, (name, err)
+        assert not out, name
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before, name
+    assert not (folder / "canary").exists()

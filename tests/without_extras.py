@@ -1,0 +1,64 @@
+"""The lane without extras, in an environment with the base dependencies alone (no pytest there).
+
+    python tests/without_extras.py path/to/eo-zoo
+
+Every registered model builds and runs, the timm and hub doors import nothing heavy, and the command line names the
+pip line of what is missing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import timm
+import torch
+
+import eo_zoo
+
+
+def check(condition: bool, what: str) -> None:
+    if not condition:
+        sys.exit(f"failed: {what}")
+    print(f"ok: {what}")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.argv[1], *arguments], capture_output=True, text=True, check=False)
+
+
+def main() -> None:
+    print(f"torch {torch.__version__}, timm {timm.__version__}")
+    for extra in ("rasterio", "pytest", "h5py"):
+        check(importlib.util.find_spec(extra) is None, f"{extra} is not here")
+    for name in eo_zoo.list_models():
+        model = timm.create_model(name).eval()
+        x = torch.randn(1, *model.pretrained_cfg["input_size"])
+        with torch.inference_mode():
+            check(bool(model(x).isfinite().all()), f"{name} builds and runs")
+    check(eo_zoo.create_model("smarties_vit_nano").weights_origin.verified, "bundled weights are verified")
+    for heavy in ("transformers", "rasterio", "requests"):
+        check(heavy not in sys.modules, f"{heavy} was not imported")
+
+    listed = run("list", "--json")
+    check(
+        {row["name"].partition(".")[0] for row in json.loads(listed.stdout)} == set(eo_zoo.list_models()),
+        "list",
+    )
+    check(run("info", "smarties_vit_base").returncode == 0, "info")
+    with tempfile.TemporaryDirectory() as folder:
+        result = run("embed", "scene.tif", "-o", str(Path(folder) / "out.tif"))
+        line = 'pip install "eo-zoo[geo]"'
+        check(
+            result.returncode == 1 and line in result.stderr,
+            f"embed names the pip line: {result.stderr.strip()}",
+        )
+        check(not list(Path(folder).iterdir()), "and writes nothing")
+
+
+if __name__ == "__main__":
+    main()
