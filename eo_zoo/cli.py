@@ -82,7 +82,8 @@ def info(name: Name, as_json: AsJson = False) -> None:
         _print_json(facts)
         return
     facts["bands"] = ", ".join(_band(band) for band in facts["bands"])
-    facts["statistics"] = ", ".join(f"{sensor}: {name}" for sensor, name in facts["statistics"].items())
+    facts["statistics"] = ", ".join(f"{sensor}: {own['name']}" for sensor, own in facts["statistics"].items())
+    facts.pop("weights")
     facts["size"] = f"{facts['size']:,} bytes" if facts["size"] else "not published"
     facts["sha256"] = facts["sha256"] or "not published: the Hub's own is checked, and pinned at first use"
     facts["gsd"] = "{:g} to {:g} m".format(*facts["gsd"])

@@ -135,20 +135,30 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def info(name: str) -> dict[str, Any]:
+def info(model: str | nn.Module) -> dict[str, Any]:
     """Everything a user should know before using a weight set, as plain JSON-able values.
 
-    Keys: name, title, description, bands (of the default sensor: name, the sensor's own name, wavelength in nm,
-    metres per pixel), sensors, accepts, units, statistics, gsd (metres per pixel seen in training, lowest and
-    highest), licence, terms, citation, paper, repository, trained_on, source, size (bytes), sha256, parameters.
+    Args:
+        model: architecture or architecture.tag, or a model, for which ``weights`` says what it really holds:
+            verified, unverified (a local file) or random.
 
-    Size and hash are None where the publisher's are not known; the Hub's own is then checked and pinned at first
-    use.
+    Returns:
+        name, title, description, sensor (the default one), bands of it (name, the sensor's own name, wavelength in
+        nm, metres per pixel), sensors, accepts (all bands it can take), units, statistics (by sensor), gsd (metres
+        per pixel seen in training, lowest and highest), licence, terms, citation, paper, repository, trained_on,
+        source, size (bytes), sha256, parameters, weights. Size and hash are None where the publisher's are not known
+        and this machine has not pinned one at first use.
 
     Raises:
         InputError: unknown name; the message gives the nearest.
     """
-    record = get_record(name)
+    if isinstance(model, str):
+        record, held = get_record(model), "not loaded"
+    else:
+        config = model.pretrained_cfg
+        record = get_record(".".join(filter(None, [config["architecture"], config.get("tag")])))
+        held = str(getattr(getattr(model, "model", model), "weights_origin", None) or "random")
+    pin = weights.pinned(record)
     architecture = record.name.partition(".")[0]
     sensor = sensors.get_sensor(record.sensors[0])
     accepts = [band for band in sensor.bands if band.name in record.accepts]
@@ -164,7 +174,7 @@ def info(name: str) -> dict[str, Any]:
         "sensors": list(record.sensors),
         "accepts": list(record.accepts),
         "units": statistics.units,
-        "statistics": dict(record.statistics),
+        "statistics": {name: sensors.get_statistics(own).to_dict() for name, own in record.statistics.items()},
         "gsd": record.gsd,
         "licence": record.licence,
         "terms": record.terms,
@@ -173,7 +183,8 @@ def info(name: str) -> dict[str, Any]:
         "repository": record.repository,
         "trained_on": record.trained_on,
         "source": record.source,
-        "size": record.size,
-        "sha256": record.sha256,
-        "parameters": parameter_count(name),
+        "size": record.size or pin.get("size"),
+        "sha256": record.sha256 or pin.get("sha256"),
+        "parameters": parameter_count(record.name),
+        "weights": held,
     }

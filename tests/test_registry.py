@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 import eo_zoo
 from eo_zoo import registry, weights
@@ -56,6 +57,16 @@ def test_create_model_is_ready_for_use():
         assert torch.equal(model(x), by_timm.eval()(x))
     random = eo_zoo.create_model("smarties_vit_nano", pretrained=False)
     assert random.weights_origin is None
+
+
+def test_info_says_what_a_model_holds(tmp_path):
+    bundled = eo_zoo.create_model("smarties_vit_nano")
+    assert "verified" in eo_zoo.info(bundled)["weights"] and "unverified" not in eo_zoo.info(bundled)["weights"]
+    assert eo_zoo.info(eo_zoo.create_model("smarties_vit_nano", False))["weights"] == "random"
+    save_file(bundled.state_dict(), tmp_path / "mine.safetensors")
+    local = eo_zoo.create_model("smarties_vit_nano", weights=tmp_path / "mine.safetensors", features_only=True)
+    assert "mine.safetensors" in eo_zoo.info(local)["weights"] and "unverified" in eo_zoo.info(local)["weights"]
+    assert eo_zoo.info("smarties_vit_base")["sha256"] is None
 
 
 def test_every_tag_has_a_card_and_every_card_a_tag():

@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from eo_zoo.weights.cache import cache_root
 from eo_zoo.weights.checkpoint import check_fit, read
 
 __all__ = [
-    "RECORDS", "Origin", "Record", "cache_root", "check_fit", "load", "read", "register",
+    "RECORDS", "Origin", "Record", "cache_root", "check_fit", "load", "pinned", "read", "register",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,11 @@ def register(*records: Record) -> None:
         if record.name in RECORDS:
             raise ValueError(f"weights '{record.name}' are registered twice")
         RECORDS[record.name] = record
+
+
+def pinned(record: Record, *, cache_dir: str | Path | None = None) -> dict[str, Any]:
+    """What this machine pinned at first use (sha256, size, commit, verified), or an empty dict."""
+    return cache.read_pin(cache_root(cache_dir), record)
 
 
 # ----------------------------------------------------------------------------- from record to file to tensors

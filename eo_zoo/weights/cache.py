@@ -138,21 +138,30 @@ def pin_path(root: Path, record: Record) -> Path:
     return root / "pins" / f"{record.key}.json"
 
 
+def read_pin(root: Path, record: Record) -> dict[str, Any]:
+    """What was pinned of a record's file at first use; empty if nothing was.
+
+    Raises:
+        WeightsError: the pin is damaged.
+    """
+    path = pin_path(root, record)
+    if not path.is_file():
+        return {}
+    try:
+        pin = json.loads(path.read_text())
+        if is_sha256(pin["sha256"]):
+            return {**pin, "verified": pin["verified"] is True}
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    raise WeightsError(f"the pinned hash of {record.name} cannot be read: delete {path} to pin it anew")
+
+
 def known_hash(root: Path, record: Record) -> tuple[str | None, bool]:
     """The SHA-256 that a record's file must have, by record or pin, and whether its origin states it."""
     if record.sha256:
         return record.sha256, True
-    path = pin_path(root, record)
-    if not path.is_file():
-        return None, False
-    try:
-        pin = json.loads(path.read_text())
-        sha256, verified = pin["sha256"], pin["verified"] is True
-    except (OSError, ValueError, LookupError, TypeError):
-        sha256, verified = None, False
-    if not is_sha256(sha256):
-        raise WeightsError(f"the pinned hash of {record.name} cannot be read: delete {path} to pin it anew")
-    return sha256, verified
+    pin = read_pin(root, record)
+    return pin.get("sha256"), pin.get("verified", False)
 
 
 def write_pin(root: Path, record: Record, **facts: Any) -> None:
