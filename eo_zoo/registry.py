@@ -155,7 +155,9 @@ def info(model: str | nn.Module) -> dict[str, Any]:
     if isinstance(model, str):
         record, held = get_record(model), "not loaded"
     else:
-        config = model.pretrained_cfg
+        config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+        if "architecture" not in config:
+            raise InputError(f"{type(model).__name__} is not a model of eo_zoo or timm: it has no pretrained_cfg")
         record = get_record(".".join(filter(None, [config["architecture"], config.get("tag")])))
         held = str(getattr(getattr(model, "model", model), "weights_origin", None) or "random")
     pin = weights.pinned(record)

@@ -8,6 +8,7 @@ pip line of what is missing.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import subprocess
@@ -43,6 +44,13 @@ def main() -> None:
     check(eo_zoo.create_model("smarties_vit_nano").weights_origin.verified, "bundled weights are verified")
     for heavy in ("transformers", "rasterio", "requests"):
         check(heavy not in sys.modules, f"{heavy} was not imported")
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint.pth"
+        torch.save({"model": model.state_dict(), "args": argparse.Namespace(lr=1e-3)}, path)
+        again = eo_zoo.create_model(name, weights=path, cache_dir=folder).state_dict()
+        same = all(torch.equal(again[key], value) for key, value in model.state_dict().items())
+        check(same, "a pickle with argparse.Namespace inside loads")
 
     listed = run("list", "--json")
     check(

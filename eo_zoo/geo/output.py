@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,22 +19,12 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from eo_zoo.errors import InputError
+from eo_zoo.files import replacing
 
 BLOCK = 64  # side of the GeoTIFF's blocks, a multiple of 16
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 CANVAS = 1024  # longest side of each half of the preview, in pixels
 SMALL = 512  # smaller pictures are enlarged by a whole factor to about this size
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A hidden file to write to: it takes the name ``path`` at the end, or goes if there is an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class MapWriter:

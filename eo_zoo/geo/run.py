@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from eo_zoo import sensors
 from eo_zoo.errors import InputError
+from eo_zoo.files import replacing
 from eo_zoo.geo import output
 from eo_zoo.geo.scene import GDAL_OPTIONS, Scene
 from eo_zoo.geo.stream import Encode, Tally, map_strips, pooled_vector
@@ -219,8 +220,8 @@ def _write_map(
     empty = 0
     with contextlib.ExitStack() as stack:
         # OUT takes its name last: whoever sees it can rely on all of it, the preview included.
-        path = stack.enter_context(output.replacing(options.out))
-        picture = stack.enter_context(output.replacing(preview)) if preview else None
+        path = stack.enter_context(replacing(options.out))
+        picture = stack.enter_context(replacing(preview)) if preview else None
         writer = stack.enter_context(
             output.MapWriter(
                 path,

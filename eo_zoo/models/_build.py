@@ -34,8 +34,9 @@ class StrictLoading(nn.Module):
 
     @staticmethod
     def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Official names to ours, raising WeightsError for a name the table does not hold."""
-        raise NotImplementedError  # every family gives its own
+        """Official names to ours; raises WeightsError for a name the family's table does not hold."""
+        # there is no table that fits every family
+        raise NotImplementedError
 
     def adapt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Fit mapped tensors to this instance.

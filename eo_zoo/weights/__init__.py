@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from eo_zoo.errors import InputError, WeightsError
+from eo_zoo.files import replacing, sweep
 from eo_zoo.weights import cache, checkpoint, sources
 from eo_zoo.weights.cache import cache_root
 from eo_zoo.weights.checkpoint import check_fit, read
@@ -197,9 +198,10 @@ def _convert(root: Path, path: Path, target: Path, mapping: Mapper, layout: str,
             "eo_zoo.sha256": origin.sha256,
             "eo_zoo.verified": str(origin.verified).lower(),
         }
-        cache.sweep(target)
+        sweep(target)
         try:
-            with cache.whole(target) as part:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target) as part:
                 checkpoint.save(tensors, part, metadata=header)
         except OSError as error:
             logger.warning("cannot keep converted weights in %s (%s): used from memory", root, error)

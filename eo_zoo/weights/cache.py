@@ -16,12 +16,12 @@ import logging
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eo_zoo.errors import WeightsError
+from eo_zoo.files import replacing
 from eo_zoo.weights import checkpoint
 
 if TYPE_CHECKING:
@@ -77,25 +77,6 @@ def settle(root: Path, record: Record, path: Path, sha256: str) -> Path:
     os.replace(path, place)
     shutil.rmtree(workspace(root, record), ignore_errors=True)
     return place
-
-
-@contextlib.contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """A path to write to, which takes the target's name only when all went well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield part
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def sweep(target: Path) -> None:
-    """Remove what killed processes left while writing ``target``; its lock must be held."""
-    with contextlib.suppress(OSError):
-        for part in target.parent.glob(f".{target.name}.*.part"):
-            part.unlink()
 
 
 @contextlib.contextmanager
@@ -167,7 +148,9 @@ def known_hash(root: Path, record: Record) -> tuple[str | None, bool]:
 def write_pin(root: Path, record: Record, **facts: Any) -> None:
     """Remember a file's hash, and with it what else is known of the file."""
     try:
-        with whole(pin_path(root, record)) as part:
+        path = pin_path(root, record)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
             pin = {"source": record.source, "revision": record.revision, **facts}
             part.write_text(json.dumps(pin, indent=1))
     except OSError as error:

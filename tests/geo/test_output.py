@@ -15,11 +15,11 @@ from rasterio.windows import Window
 
 from eo_zoo import __version__
 from eo_zoo.errors import InputError
+from eo_zoo.files import replacing
 from eo_zoo.geo.output import (
     Components,
     MapWriter,
     Thumbnail,
-    replacing,
     write_preview,
     write_vector,
 )
@@ -127,19 +127,6 @@ def test_vector_reads_back(tmp_path: Path, name: str) -> None:
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, vector)
     assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_replacing_takes_the_name_only_at_the_end(tmp_path: Path) -> None:
-    out = tmp_path / "out.tif"
-    out.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(out) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert out.read_text() == "old"
-    with replacing(out) as temporary:
-        temporary.write_text("new")
-        assert out.read_text() == "old" and temporary.parent == tmp_path and temporary.name.startswith(".")
-    assert out.read_text() == "new" and [out] == list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("missing", [500_000, 50])

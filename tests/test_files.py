@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from eo_zoo.files import replacing, sweep
+
+
+def test_replacing_takes_the_name_only_at_the_end(tmp_path: Path) -> None:
+    out = tmp_path / "out.tif"
+    out.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(out) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert out.read_text() == "old"
+    with replacing(out) as temporary:
+        temporary.write_text("new")
+        assert out.read_text() == "old" and temporary.parent == tmp_path and temporary.name.startswith(".")
+    assert out.read_text() == "new" and [out] == list(tmp_path.iterdir())
+
+
+def test_sweep_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    for name in (".out.tif.1234.part", ".other.tif.1234.part", "out.tif"):
+        (tmp_path / name).touch()
+    sweep(tmp_path / "out.tif")
+    assert {path.name for path in tmp_path.iterdir()} == {".other.tif.1234.part", "out.tif"}
