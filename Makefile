@@ -5,6 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test slow lint clean
 
 demo: .venv/geo
+	@mkdir -p demo
 	$(BIN)/eo-zoo embed examples/sahara -m smarties_vit_nano -o demo/sahara_embedding.tif \
 		--preview demo/sahara_preview.png --overwrite
 	@echo
