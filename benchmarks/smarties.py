@@ -26,8 +26,9 @@ import timm
 import torch
 
 import eo_zoo
+from eo_zoo.sensors import get_sensor
 
-S2 = eo_zoo.create_model("smarties_vit_nano").bands
+S2 = get_sensor("S2").band_names
 
 
 def ours() -> Callable[[torch.Tensor], torch.Tensor]:

@@ -57,6 +57,8 @@ def list_(
     rows = registry.table(filter)
     if not rows:
         raise InputError(f"no model matches '{filter}'; eo-zoo list shows all")
+    if as_json and markdown:
+        raise InputError("--json and --markdown: give one of them")
     if as_json or markdown:
         typer.echo(registry.markdown(rows)) if markdown else _print_json(rows)
         return
@@ -86,7 +88,7 @@ def info(name: Name, as_json: AsJson = False) -> None:
     facts.pop("weights")
     facts["size"] = f"{facts['size']:,} bytes" if facts["size"] else "not published"
     facts["sha256"] = facts["sha256"] or "not published: the Hub's own is checked, and pinned at first use"
-    facts["gsd"] = "{:g} to {:g} m".format(*facts["gsd"])
+    facts["gsd"] = ", ".join(f"{sensor}: {low:g} to {high:g} m" for sensor, (low, high) in facts["gsd"].items())
     facts["parameters"] = f"{facts['parameters']:,}"
     grid = Table.grid(padding=(0, 2))
     for key, value in facts.items():
@@ -147,6 +149,9 @@ def embed(
         float | None,
         typer.Option(help="Added to digital numbers, -1000 for Sentinel-2 since baseline 04.00."),
     ] = None,
+    nodata: Annotated[
+        float | None, typer.Option(help="Stored value that means missing, where the files do not say.")
+    ] = None,
     stats: Annotated[
         str | None, typer.Option(help="Statistics to normalise by: a recorded set or a JSON file.")
     ] = None,
@@ -187,6 +192,7 @@ def embed(
         resolution=resolution,
         units=units,
         boa_offset=boa_offset,
+        nodata=nodata,
         stats=stats,
         layer=layer,
         pool=pool,

@@ -12,7 +12,7 @@ from pathlib import Path
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A hidden file beside ``path`` to write to: it takes that name at the end, or goes if there is an error."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
         yield part
         os.replace(part, path)
@@ -21,7 +21,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed processes left while writing ``path``; nobody else may be writing it."""
-    with contextlib.suppress(OSError):
-        for part in path.parent.glob(f".{path.name}.*.part"):
-            part.unlink()
+    """Remove what killed processes of this machine left while writing ``path``."""
+    for part in path.parent.glob(f".{path.name}.*-*.part"):
+        process = part.name.removeprefix(f".{path.name}.").partition("-")[0]
+        with contextlib.suppress(OSError):
+            if process.isdigit() and not _lives(int(process)):
+                part.unlink()
+
+
+def _lives(process: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 is a real one
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -20,9 +20,9 @@ def list_models(filter: str = "*") -> list[str]:
     """Names of the architectures, sorted.
 
     Args:
-        filter: a shell pattern ("smarties*"), or a part of the name.
+        filter: a shell pattern ("smarties*"), or a part of the architecture's name; case does not matter.
     """
-    pattern = filter if any(c in filter for c in "*?[") else f"*{filter}*"
+    pattern = (filter if any(c in filter for c in "*?[") else f"*{filter}*").lower()
     return sorted(fnmatch.filter({name.partition(".")[0] for name in weights.RECORDS}, pattern))
 
 
@@ -59,6 +59,12 @@ def get_record(name: str) -> weights.Record:
     raise InputError(f"unknown model '{name}'. {nearest(name, known)}")
 
 
+def record_of(model: nn.Module) -> weights.Record | None:
+    """The weight record that a model was configured by, whatever weights it holds; None if it is not one of ours."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return weights.RECORDS.get(f"{config.get('architecture')}.{config.get('tag')}")
+
+
 def create_model(
     name: str,
     pretrained: bool = True,
@@ -87,6 +93,8 @@ def create_model(
     128
     """
     record = get_record(name)
+    if weights is not None and not pretrained:
+        raise InputError(f"pretrained=False asks for random weights, but weights={weights} was given: leave one out")
     overlay = dict(file=str(weights)) if weights is not None else None
     model = timm.create_model(
         record.name, pretrained=pretrained, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **kwargs
@@ -144,8 +152,8 @@ def info(model: str | nn.Module) -> dict[str, Any]:
 
     Returns:
         name, title, description, sensor (the default one), bands of it (name, the sensor's own name, wavelength in
-        nm, metres per pixel), sensors, accepts (all bands it can take), units, statistics (by sensor), gsd (metres
-        per pixel seen in training, lowest and highest), licence, terms, citation, paper, repository, trained_on,
+        nm, metres per pixel), sensors, accepts (all bands it can take), units, statistics (by sensor), gsd (by sensor:
+        metres per pixel seen in training, lowest and highest), licence, terms, citation, paper, repository, trained_on,
         source, size (bytes), sha256, parameters, weights. Size and hash are None where the publisher's are not known
         and this machine has not pinned one at first use.
 
@@ -155,11 +163,10 @@ def info(model: str | nn.Module) -> dict[str, Any]:
     if isinstance(model, str):
         record, held = get_record(model), "not loaded"
     else:
-        config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-        if "architecture" not in config:
-            raise InputError(f"{type(model).__name__} is not a model of eo_zoo or timm: it has no pretrained_cfg")
-        record = get_record(".".join(filter(None, [config["architecture"], config.get("tag")])))
-        held = str(getattr(getattr(model, "model", model), "weights_origin", None) or "random")
+        found = record_of(model)
+        if found is None:
+            raise InputError(f"{type(model).__name__} is not a model of eo_zoo: expected one of {list_models()}")
+        record, held = found, str(getattr(getattr(model, "model", model), "weights_origin", None) or "random")
     pin = weights.pinned(record)
     architecture = record.name.partition(".")[0]
     sensor = sensors.get_sensor(record.sensors[0])
@@ -177,7 +184,7 @@ def info(model: str | nn.Module) -> dict[str, Any]:
         "accepts": list(record.accepts),
         "units": statistics.units,
         "statistics": {name: sensors.get_statistics(own).to_dict() for name, own in record.statistics.items()},
-        "gsd": record.gsd,
+        "gsd": dict(record.gsd),
         "licence": record.licence,
         "terms": record.terms,
         "citation": record.citation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from eo_zoo import registry, sensors
 from eo_zoo.errors import InputError
+
+_logger = logging.getLogger(__name__)
+DOUBTFUL = 10.0  # dn; the darkest water has more, reflectance and normalised values have less
 
 
 class Normalize(nn.Module):
@@ -26,8 +30,27 @@ class Normalize(nn.Module):
         self.statistics = statistics
 
     def forward(self, x: Any) -> Tensor:
-        """Normalise a tensor or array (..., bands, H, W)."""
-        return sensors.normalize(torch.as_tensor(x), self.statistics)
+        """Normalise a tensor or array (..., bands, H, W) of any real type.
+
+        Raises:
+            InputError: values that are NaN or infinite. Set them to 0 after normalising instead.
+        """
+        x = torch.as_tensor(x).float()
+        if not torch.compiler.is_compiling():
+            self._check(x)
+        return sensors.normalize(x, self.statistics)
+
+    def _check(self, x: Tensor) -> None:
+        if not x.isfinite().all():
+            raise InputError(
+                "the images hold NaN or infinite values: replace them, and set them to 0 after normalising"
+            )
+        if self.statistics.units == "dn" and 0 < x.abs().amax() <= DOUBTFUL:
+            _logger.warning(
+                "no value above %g, but '%s' expects dn (reflectance x 10000): reflectance, or normalised already?",
+                x.abs().amax(),
+                self.statistics.name,
+            )
 
     def extra_repr(self) -> str:
         """What is shown inside the parentheses."""

@@ -106,9 +106,51 @@ class TestEmbed:
         assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
 
     def test_pool_gives_the_models_own_vector(self, run, tmp_path):
-        folder = s2_folder(tmp_path / "s2", size=1120 + 20)
-        assert run("embed", folder, "-o", tmp_path / "v.npy", "--pool", "token")[0] == 0
-        assert np.load(tmp_path / "v.npy").shape == (128,)
+        two = np.stack([smooth(1, 112, 112), smooth(2, 112, 112)])
+        path = write_raster(tmp_path / "two.tif", two, descriptions=["B04", "B08"])
+        assert run("embed", path, "-o", tmp_path / "v.npy", "--pool", "token")[0] == 0
+        assert run("embed", path, "-o", tmp_path / "v.JSON", "--pool", "token")[0] == 0
+        x = eo_zoo.create_transform("smarties_vit_nano", bands=["B04", "B08"])(two.astype(np.int32))
+        with torch.no_grad():
+            expected = eo_zoo.create_model("smarties_vit_nano")(x[None], bands=["B04", "B08"])[0].numpy()
+        np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
+        np.testing.assert_allclose(json.loads((tmp_path / "v.JSON").read_text())["embedding"], expected, atol=1e-5)
+
+    def test_nodata_given_by_hand(self, run, tmp_path):
+        values = smooth(1, 112, 112)
+        values[:56] = 7
+        path = write_raster(tmp_path / "B04.tif", values)
+        for name, more in {"with": ["--nodata", 7], "without": []}.items():
+            assert run("embed", path, "-o", tmp_path / f"{name}.tif", *more)[0] == 0
+            with rasterio.open(tmp_path / f"{name}.tif") as file:
+                assert np.isnan(file.read(1)).mean() == (0.5 if more else 0)
+
+    def test_fourth_band_is_what_bands_says(self, run, tmp_path):
+        four = np.stack([smooth(seed, 112, 112, 0, 255) for seed in range(4)]).astype(np.uint8)
+        four[3, :56] = 0  # blue, and no mask
+        colours = ["red", "green", "blue", "alpha"]
+        path = write_raster(tmp_path / "nirrgb.tif", four, colours=colours, photometric="RGB")
+        out = tmp_path / "o.tif"
+        code, _, err = run("embed", path, "-o", out, "--sensor", "RGB", "--bands", "near_infrared_1,R,G,B")
+        assert code == 0 and "left out" in err
+        with rasterio.open(out) as file:
+            assert not np.isnan(file.read(1)).any() and json.loads(file.tags()["BANDS"]) == [
+                "red_1",
+                "green_1",
+                "blue_3",
+            ]
+
+    def test_a_link_stays_a_link(self, run, tmp_path):
+        folder = s2_folder(tmp_path / "s2", size=1200)
+        (tmp_path / "real.tif").write_bytes(b"old")
+        (tmp_path / "link.tif").symlink_to(tmp_path / "real.tif")
+        assert run("embed", folder, "-o", tmp_path / "link.tif", "--overwrite")[0] == 0
+        assert (tmp_path / "link.tif").is_symlink() and (tmp_path / "real.tif").stat().st_size > 1000
+
+    def test_clipped_shares_are_printed(self, run, tmp_path):
+        folder = s2_folder(tmp_path / "s2", size=1200)
+        code, out, _ = run("embed", folder, "-o", tmp_path / "o.tif")
+        assert code == 0 and "clipped by normalisation: aerosol " in out and "short_wave_infrared_4 " in out
 
     def test_conversions_are_printed(self, run, tmp_path):
         s2_folder(tmp_path / "s2", size=1200)
@@ -166,6 +208,8 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[object], str]]:
     write_raster(folder / "crs" / "B03.tif", two[0], crs="EPSG:32633")
     write_raster(folder / "far" / "B02.tif", two[0])
     write_raster(folder / "far" / "B03.tif", two[0], origin=(900000.0, 5000040.0))
+    write_raster(folder / "scaled.tif", two, scale=0.0001, **named)
+    os.mkfifo(folder / "pipe.tif")
     (folder / "corrupt.tif").write_bytes(b"II*\0" + bytes(range(200)))
     (folder / "exists.tif").write_bytes(b"mine")
     torch.save({"x": torch.zeros(1)}, folder / "other.pth")
@@ -188,6 +232,13 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[object], str]]:
         "infinity": ([folder / "infinite.tif", *out, "--units", "dn"], "infinite"),
         "float without units": ([folder / "float.tif", *out], "--units"),
         "units against the type": ([folder / "two.tif", *out, "--units", "reflectance"], "reflectance"),
+        "units against the metadata": ([folder / "scaled.tif", *out, "--units", "reflectance"], "0.0001"),
+        "a pipe": ([folder / "pipe.tif", *out], "not a file"),
+        "output is a pipe": ([s2, "-o", folder / "pipe.tif", "--overwrite"], "not a regular file"),
+        "meta device": ([s2, *out, "--device", "meta"], "meta"),
+        "second cpu": ([s2, *out, "--device", "cpu:3"], "cpu:3"),
+        "resolution too fine": ([s2, *out, "--resolution", "0.001"], "far finer"),
+        "infinite offset": ([s2, *out, "--boa-offset", "inf"], "--boa-offset"),
         "existing output": ([s2, "-o", folder / "exists.tif"], "--overwrite"),
         "no such folder": ([s2, "-o", folder / "none" / "out.tif"], "does not exist"),
         "wrong suffix": ([s2, "-o", folder / "out.jpg"], ".tif"),

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,10 @@ def test_replacing_takes_the_name_only_at_the_end(tmp_path: Path) -> None:
 
 
 def test_sweep_removes_what_a_killed_process_left(tmp_path: Path) -> None:
-    for name in (".out.tif.1234.part", ".other.tif.1234.part", "out.tif"):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    kept = {f".other.tif.{dead.pid}-ab.part", f".out.tif.{os.getpid()}-ab.part", "out.tif"}
+    for name in (*kept, f".out.tif.{dead.pid}-ab.part"):
         (tmp_path / name).touch()
     sweep(tmp_path / "out.tif")
-    assert {path.name for path in tmp_path.iterdir()} == {".other.tif.1234.part", "out.tif"}
+    assert {path.name for path in tmp_path.iterdir()} == kept

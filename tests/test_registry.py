@@ -69,6 +69,11 @@ def test_info_says_what_a_model_holds(tmp_path):
     assert eo_zoo.info("smarties_vit_base")["sha256"] is None
 
 
+def test_weights_and_random_exclude_each_other(tmp_path):
+    with pytest.raises(InputError, match="leave one out"):
+        eo_zoo.create_model("smarties_vit_nano", False, weights=tmp_path / "x.safetensors")
+
+
 def test_every_tag_has_a_card_and_every_card_a_tag():
     cards = {path.stem for path in (ROOT / "model_cards").glob("*.md")}
     assert cards == set(weights.RECORDS)

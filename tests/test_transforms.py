@@ -28,6 +28,26 @@ def test_bands_by_name_and_other_statistics():
     assert eurosat(torch.zeros(13, 64, 64)).shape == (13, 64, 64)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int16, torch.uint16])
+def test_any_type_in_float32_out(dtype):
+    x = torch.full((12, 112, 112), 1000).to(dtype)
+    assert eo_zoo.create_transform("smarties_vit_nano")(x).dtype == torch.float32
+
+
+def test_values_are_checked(caplog):
+    transform = eo_zoo.create_transform("smarties_vit_nano")
+    x = torch.full((12, 112, 112), 1000.0)
+    transform(x)
+    assert not caplog.records
+    transform(transform(x))
+    assert "normalised already" in caplog.text
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(InputError, match="NaN or infinite"):
+            transform(torch.where(torch.rand(12, 112, 112) < 0.01, value, x))
+    graph = torch.export.export(transform, (x,)).module()  # no value check inside a graph
+    torch.testing.assert_close(graph(x), transform(x))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -477,7 +477,9 @@ def test_the_remains_of_a_killed_process_are_swept(tmp_path, cache):
     torch.save(toy(), tmp_path / "w.pth")
     sha256 = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
     cache.mkdir()
-    (cache / f".w-{sha256[:16]}-{LAYOUT}.safetensors.dead.part").write_bytes(b"half")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (cache / f".w-{sha256[:16]}-{LAYOUT}.safetensors.{dead.pid}-0.part").write_bytes(b"half")
     load(tmp_path / "w.pth")
     assert leftovers(cache) == []
 

@@ -15,7 +15,7 @@ from rasterio.windows import Window
 
 from eo_zoo.errors import InputError
 from eo_zoo.geo.grid import Grid
-from eo_zoo.geo.resample import Axis, resample
+from eo_zoo.geo.resample import PixelAxis, resample
 from eo_zoo.geo.sources import GDAL_ERRORS, BandSource, alpha_band, data_bands
 from eo_zoo.geo.values import Conversion, conversion
 
@@ -35,9 +35,10 @@ class BandReader:
     dataset: DatasetReader
     number: int
     nodata: float | None
+    alpha: int | None  # number of the band that masks this one
     conversion: Conversion
-    rows: Axis
-    columns: Axis
+    rows: PixelAxis
+    columns: PixelAxis
     direct: bool
 
     @staticmethod
@@ -50,8 +51,11 @@ class BandReader:
         target_units: str,
         units: str | None,
         boa_offset: float | None,
+        nodata: float | None = None,
     ) -> BandReader:
         """The reader of a source, of which the file's own scale, offset and nodata value go before an item's.
+
+        ``nodata``, if given, goes before both.
 
         Raises:
             InputError: no conversion to the target's units, or a file with other bands than the item says.
@@ -78,14 +82,15 @@ class BandReader:
             )
         except InputError as error:
             raise InputError(f"{source.label}, band {source.band}: {error}") from error
-        nodata = dataset.nodatavals[number - 1]
+        declared = (nodata, dataset.nodatavals[number - 1], source.nodata)
         rows, columns = grid.axes(dataset)
         return BandReader(
             source.band,
             source.label,
             dataset,
             number,
-            source.nodata if nodata is None else nodata,
+            next((value for value in declared if value is not None), None),
+            alpha_band(dataset) if source.masked else None,
             made,
             rows,
             columns,
@@ -119,9 +124,8 @@ def _stored(bands: Sequence[BandReader], window: Window) -> tuple[Values, Valid]
     try:
         stored = dataset.read([band.number for band in bands], window=window)
         valid = np.stack([_valid(band, values, window) for band, values in zip(bands, stored, strict=True)])
-        alpha = alpha_band(dataset)
-        if alpha is not None:
-            valid &= dataset.read(alpha, window=window) > 0
+        if bands[0].alpha is not None:
+            valid &= dataset.read(bands[0].alpha, window=window) > 0
     except GDAL_ERRORS as error:
         raise InputError(
             f"{bands[0].label}: cannot be read at row {window.row_off}, column {window.col_off} ({error}); "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import nn
 from eo_zoo import registry, sensors
 from eo_zoo import weights as weight_records
 from eo_zoo.errors import InputError
+from eo_zoo.files import sweep
 from eo_zoo.geo.run import (
     DTYPES,
     OUT_DTYPES,
@@ -44,6 +46,7 @@ def embed_raster(
     stats: str | Path | Statistics | None = None,
     units: str | None = None,
     boa_offset: float | None = None,
+    nodata: float | None = None,
     bbox: tuple[float, float, float, float] | None = None,
     bbox_crs: str | None = None,
     resolution: float | None = None,
@@ -68,7 +71,7 @@ def embed_raster(
 
     Args:
         source: GeoTIFF, folder of band files, or STAC item (path, URL or dict); see ``open_scene``, also for
-            ``sensor``, ``bands``, ``units``, ``boa_offset``, ``bbox``, ``bbox_crs`` and ``resolution``.
+            ``sensor``, ``bands``, ``units``, ``boa_offset``, ``nodata``, ``bbox``, ``bbox_crs``, ``resolution``.
         model: a registered name, or a module with timm's methods, made for the bands of the scene.
         out: .tif or .tiff for a map; .npy or .json for a vector, which may also only be returned.
         weights: a local checkpoint instead of the published one.
@@ -112,6 +115,8 @@ def embed_raster(
     _check(options)
     if weights is not None and not isinstance(model, str):
         raise InputError("weights belong to a model's name, but a module was given, which has its own")
+    for path in filter(None, (options.out, options.preview)):
+        sweep(path)  # what a killed run left
     log = Log(report)
     record = _record(model)
     statistics = _statistics(record, sensor, stats)
@@ -128,6 +133,7 @@ def embed_raster(
         resolution=resolution,
         units=units,
         boa_offset=boa_offset,
+        nodata=nodata,
     ) as scene:
         if record and stats is None:
             statistics = _of_scene(record, statistics, scene)
@@ -141,9 +147,7 @@ def embed_raster(
         else:
             module = model
             _check_bands(model, scene.bands)
-        result = embed_scene(
-            scene, module, statistics, options, name=_name(model, record), source=_file_name(source), log=log
-        )
+        result = embed_scene(scene, module, statistics, options, name=_name(module), source=_file_name(source), log=log)
     return replace(result, seconds=time.perf_counter() - started)
 
 
@@ -155,7 +159,8 @@ def _tell_before(scene: Scene, statistics: Statistics, record: weight_records.Re
     samples = scene.sample()  # before the scene's own warnings: reading adds to them
     for text in [*scene.warnings, *plausibility(samples, statistics)]:
         log.warn(text)
-    far = gsd_warning(scene.grid.gsd, record.gsd) if record and record.gsd else None
+    seen = record.gsd.get(scene.sensor) if record else None
+    far = gsd_warning(scene.grid.gsd, seen) if seen else None
     if far:
         log.warn(far)
 
@@ -172,11 +177,13 @@ def _writable(
     if path is None:
         return None
     path = Path(path)
-    folder = path.parent
     if path.suffix.lower() not in suffixes:
         raise InputError(f"{what} is {path.name}, expected a name that ends in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise InputError(f"{what}: {path} is a folder, expected the name of a file")
+    path = path.resolve()  # a link stays, and what it points to is replaced
+    folder = path.parent
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "not a regular file"
+        raise InputError(f"{what}: {path} is {kind}, expected the name of a file")
     if not folder.is_dir():
         raise InputError(f"{what}: the folder {folder} does not exist; create it first")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -197,9 +204,11 @@ def _device(device: str | torch.device | None, model: str | nn.Module) -> torch.
     try:
         found = torch.device(device)
         torch.empty(1, device=found)
+        if found.type == "meta" or (found.type == "cpu" and found.index):
+            raise RuntimeError("it cannot compute" if found.type == "meta" else "there is one cpu device")
+    # torch says so in three ways: no such name, not compiled in, no such card.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        # torch says so in three ways: no such name, not compiled in, no such card.
-        reason = str(error).partition("\n")[0]
+        reason = re.split(r"\n|\. ", str(error))[0]
         raise InputError(f"device '{device}' is not there ({reason}); on this machine: {_devices()}") from error
     return found
 
@@ -226,8 +235,7 @@ def _check(options: Options) -> None:
 def _record(model: str | nn.Module) -> weight_records.Record | None:
     if isinstance(model, str):
         return registry.get_record(model)
-    origin = getattr(model, "weights_origin", None)
-    return weight_records.RECORDS.get(origin.name) if origin and origin.name else None
+    return registry.record_of(model)
 
 
 def _statistics(
@@ -271,8 +279,11 @@ def _check_before_loading(name: str, scene: Scene, options: Options) -> None:
     tile_grid(scene, empty, patch, options)
 
 
-def _name(model: Any, record: weight_records.Record | None) -> str:
-    return record.name if record else str(model.pretrained_cfg.get("architecture") or type(model).__name__)
+def _name(model: nn.Module) -> str:
+    """The record's name where it is what the model holds, else its architecture: WEIGHTS tells the rest."""
+    origin = getattr(model, "weights_origin", None)
+    config = getattr(model, "pretrained_cfg", {})
+    return (origin.name if origin else None) or str(config.get("architecture") or type(model).__name__)
 
 
 def _file_name(source: str | Path | Mapping[str, Any]) -> str:

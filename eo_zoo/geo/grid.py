@@ -14,7 +14,7 @@ from rasterio.io import DatasetReader
 from rasterio.warp import transform, transform_bounds
 
 from eo_zoo.errors import InputError
-from eo_zoo.geo.resample import Axis
+from eo_zoo.geo.resample import PixelAxis
 
 Bounds = tuple[float, float, float, float]  # left, bottom, right, top
 
@@ -48,12 +48,12 @@ class Grid:
         _, (latitude,) = transform(self.crs, "EPSG:4326", [(left + right) / 2], [(bottom + top) / 2])
         return math.sqrt(across * down * math.cos(math.radians(latitude))) * metres
 
-    def axes(self, dataset: DatasetReader) -> tuple[Axis, Axis]:
+    def axes(self, dataset: DatasetReader) -> tuple[PixelAxis, PixelAxis]:
         """Where this grid's rows and columns lie in a file of the same CRS."""
         t = dataset.transform
         return (
-            Axis((t.f - self.transform.f) / -t.e, self.transform.e / t.e, dataset.height),
-            Axis((self.transform.c - t.c) / t.a, self.transform.a / t.a, dataset.width),
+            PixelAxis((t.f - self.transform.f) / -t.e, self.transform.e / t.e, dataset.height),
+            PixelAxis((self.transform.c - t.c) / t.a, self.transform.a / t.a, dataset.width),
         )
 
     def window(self, bbox: Sequence[float], bbox_crs: str | None = None) -> Grid:
@@ -109,6 +109,9 @@ def name_of(crs: CRS) -> str:
     return f"EPSG:{code}" if code else str(crs.to_dict(projjson=True).get("name", crs.to_wkt()))
 
 
+FINER = 64  # times finer than any band: no such request makes sense, and its output fills the disk
+
+
 def common_grid(datasets: Mapping[str, DatasetReader], resolution: float | None, notes: list[str]) -> Grid:
     """The finest band's pixels over the area that all files cover.
 
@@ -137,6 +140,8 @@ def common_grid(datasets: Mapping[str, DatasetReader], resolution: float | None,
     left = t.c + math.ceil((left - t.c) / t.a - NEAR) * t.a
     top = t.f + math.ceil((top - t.f) / t.e - NEAR) * t.e
     across, down = (t.a, -t.e) if resolution is None else (_positive(resolution), _positive(resolution))
+    if across * FINER < t.a:
+        raise InputError(f"--resolution {across:g} is far finer than the finest band's {t.a:g}: wrong unit?")
     # a pixel belongs to the grid if its centre is inside
     width = math.floor((right - left) / across + 0.5 + NEAR)
     height = math.floor((top - bottom) / down + 0.5 + NEAR)

@@ -131,7 +131,7 @@ def _write_errors(path: Path) -> Iterator[None]:
 def write_vector(path: Path, vector: np.ndarray, tags: Mapping[str, str]) -> None:
     """One float32 vector as .npy, or as .json under "embedding", there with the tags beside it."""
     with _write_errors(path), replacing(path) as temporary, temporary.open("wb") as file:
-        if path.suffix == ".json":
+        if path.suffix.lower() == ".json":
             content = {"embedding": vector.tolist()} | {name.lower(): _plain(value) for name, value in tags.items()}
             file.write(json.dumps(content, indent=1).encode() + b"\n")
         else:

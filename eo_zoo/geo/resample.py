@@ -17,7 +17,7 @@ STEP = 2.0**20  # weights are whole multiples of 1 / STEP, so that they add up t
 
 
 @dataclass(frozen=True)
-class Axis:
+class PixelAxis:
     """Where a grid's pixels lie in a raster, along one axis: i covers start + i * step and the next step."""
 
     start: float  # in the raster's pixels, from its first pixel's outer edge
@@ -63,7 +63,7 @@ def resample(
     Args:
         values: (n, height, width), 0 where invalid.
         valid: the same shape.
-        rows: indices into the height and weights, as :meth:`Axis.taps` gives them (less the first row read).
+        rows: indices into the height and weights, as :meth:`PixelAxis.taps` gives them (less the first row read).
         columns: the same for the width.
 
     Returns:

@@ -82,7 +82,8 @@ class Embedding:
             what = f"one vector of {self.shape[0]} values"
         else:
             what = f"{self.shape[1]} x {self.shape[2]} cells of {self.shape[0]} values, {self.nodata:.1%} nodata"
-        lines = [f"{self.path or 'embedding'}: {what}, {self.seconds:.1f} s"]
+        shares = ", ".join(f"{band} {share:.1%}" for band, share in self.clipped.items())
+        lines = [f"clipped by normalisation: {shares}", f"{self.path or 'embedding'}: {what}, {self.seconds:.1f} s"]
         if self.preview is not None:
             lines.append(f"{self.preview}: preview")
         return "\n".join(lines)

@@ -65,7 +65,6 @@ class Scene:
         self.warnings = found.warnings
         self._bands = bands
         self._stack = stack or ExitStack()
-        self._impossible: dict[str, tuple[int, int, str]] = {}
 
     def __enter__(self) -> Scene:
         return self
@@ -109,8 +108,8 @@ class Scene:
                 for i, (place, band) in enumerate(zip(places, bands, strict=True)):
                     converted = band.conversion.apply(part[i])
                     possible = mask[i] & ~np.isnan(converted)
-                    if band.conversion.function:
-                        self._count_impossible(band.name, int(mask[i].sum()), int(possible.sum()))
+                    if band.conversion.function and possible.sum() < mask[i].sum():
+                        self._warn_impossible(band.name)
                     values[(place, *inside)] = np.where(possible, converted, np.float32(0))
                     valid[(place, *inside)] = possible
         return values, valid
@@ -138,16 +137,11 @@ class Scene:
             files.setdefault((band.dataset.name, band.dataset.dtypes[band.number - 1]), []).append(place)
         return list(files.values())
 
-    def _count_impossible(self, band: str, seen: int, possible: int) -> None:
-        before_seen, before_lost, sentence = self._impossible.get(band, (0, 0, ""))
-        seen, lost = before_seen + seen, before_lost + seen - possible
-        if lost:
-            if sentence in self.warnings:
-                self.warnings.remove(sentence)
-            share = 100 * lost / seen
-            sentence = f"{band}: {lost} of {seen} values read ({share:.2g} %) have no value in {self.units}: invalid"
+    def _warn_impossible(self, band: str) -> None:
+        # without a count: how often a pixel is read depends on the tiles
+        sentence = f"{band}: some values have no value in {self.units} (zero or negative power): taken as nodata"
+        if sentence not in self.warnings:
             self.warnings.append(sentence)
-        self._impossible[band] = (seen, lost, sentence)
 
 
 def _spread(length: int, count: int, size: int) -> list[tuple[int, int]]:
@@ -173,6 +167,7 @@ def open_scene(
     resolution: float | None = None,
     units: str | None = None,
     boa_offset: float | None = None,
+    nodata: float | None = None,
 ) -> Scene:
     """Open a raster, a folder of band files or a STAC item as one scene.
 
@@ -192,6 +187,7 @@ def open_scene(
         resolution: pixel side in units of the CRS; None for the finest band's.
         units: what the stored numbers are; None for what the metadata say, else the target's.
         boa_offset: see :func:`eo_zoo.geo.values.conversion`.
+        nodata: stored value that means missing, instead of what the files declare.
 
     Raises:
         InputError: the source, or what is asked of it, cannot be used; the message says why and what to do.
@@ -214,6 +210,7 @@ def open_scene(
                 target_units=target_units,
                 units=units,
                 boa_offset=boa_offset,
+                nodata=nodata,
             )
             for source in sources
         ]
@@ -273,12 +270,12 @@ def _tell(found: Found, bands: Sequence[BandReader], grid: Grid, boa_offset: flo
         if not band.direct:
             way = "bilinear" if band.columns.step <= 1 else "area average"
             said.setdefault(f"resampled to pixels of {grid.transform.a:g} ({way})", []).append(band.name)
-        if band.nodata is not None and band.dataset.nodatavals[band.number - 1] is None:
-            said.setdefault(f"nodata {band.nodata:g}, by the item", []).append(band.name)
+        if band.nodata not in (None, band.dataset.nodatavals[band.number - 1]) and not np.isnan(band.nodata):
+            said.setdefault(f"nodata {band.nodata:g}, as the file does not say", []).append(band.name)
         elif band.nodata is None and band.dataset.mask_flag_enums[band.number - 1] == [MaskFlags.all_valid]:
             silent.append(band.name)
     if silent and get_sensor(found.sensor).units == "dn":
-        said["no nodata declared: zeros count as values"] = silent
+        said["no nodata declared: zeros count as values; say --nodata 0 if they do not"] = silent
     for note, names in said.items():
         found.notes.append(f"{'all bands' if len(names) == len(bands) else ', '.join(names)}: {note}")
     known = re.fullmatch(r"\d+(\.\d+)?", found.baseline)

@@ -42,6 +42,7 @@ class BandSource:
     offset: float | None = None
     nodata: float | None = None
     count: int | None = None  # bands that the item says the file has
+    masked: bool = True  # by the file's alpha band, if it has one
 
 
 @dataclass
@@ -75,8 +76,8 @@ class Files:
                 raise InputError(
                     f"{name}: addresses of this kind cannot be read here; use an item with https or local hrefs"
                 )
-            if not name.startswith("/vsi") and not Path(name).exists():
-                raise InputError(f"{name}: no such file")
+            if not name.startswith("/vsi") and not Path(name).is_file():
+                raise InputError(f"{name}: {'not a file' if Path(name).exists() else 'no such file'}")
             try:
                 with rasterio.Env(**(REMOTE_OPTIONS if remote else {})), warnings.catch_warnings():
                     warnings.simplefilter("ignore", NotGeoreferencedWarning)  # said later, as an error
@@ -123,6 +124,10 @@ def from_file(files: Files, path: str, sensor: str, bands: Sequence[str] | None)
     dataset = files.open(path)
     label, indices = path.partition("?")[0].rstrip("/").rpartition("/")[2], data_bands(dataset)
     found = Found(sensor)
+    # GDAL calls the fourth band of many files alpha by its place alone; a name given for it says what it is
+    alpha_is_data = bands is not None and len(indices) < len(bands) == dataset.count
+    if alpha_is_data:
+        indices = list(range(1, dataset.count + 1))
     if not indices:
         raise InputError(f"{label}: holds no image of its own, but parts; convert the one wanted to GeoTIFF")
     if len(indices) < dataset.count:
@@ -149,7 +154,7 @@ def from_file(files: Files, path: str, sensor: str, bands: Sequence[str] | None)
     else:
         raise InputError(_nameless(dataset, label, indices, sensor))
     pairs = [(name, index) for name, index in zip(names, indices, strict=True) if name]
-    found.sources = [BandSource(name, str(path), label, index) for name, index in pairs]
+    found.sources = [BandSource(name, str(path), label, i, masked=not alpha_is_data) for name, i in pairs]
     listed = [name for name, _ in pairs]
     twice = sorted({name for name in listed if listed.count(name) > 1})
     if twice:

@@ -113,7 +113,7 @@ def _optical(
             f"the values are {dtype}, but {sensor} needs {MEANING.get(target, target)}: this looks like an "
             "8-bit preview, not data; use the original bands"
         )
-    if boa_offset and abs(boa_offset) < 1:
+    if boa_offset and not 1 <= abs(boa_offset) < math.inf:
         raise InputError(f"--boa-offset is {boa_offset:g}, expected dn, e.g. -1000")
     if boa_offset and offset:
         raise InputError(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 
-from eo_zoo import weights
+from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError
 
 _logger = logging.getLogger(__name__)
+NEW_HEAD = "a new head is random until it is trained"
 
 
 class StrictLoading(nn.Module):
@@ -65,19 +67,21 @@ class StrictLoading(nn.Module):
         if any(name not in own or name not in tensors or own[name].shape != tensors[name].shape for name in heads):
             # Asked for by num_classes: either no head at all, or one of another size than the file's.
             tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
-            fresh |= dict.fromkeys(heads & set(own), "a new head is random until it is trained")
+            fresh |= dict.fromkeys(heads & set(own), NEW_HEAD)
         weights.check_fit(tensors, own, optional=fresh, what=what)
         for name, reason in fresh.items():
-            _logger.warning("%s is not in %s: %s", name, what, reason)
+            _logger.log(
+                logging.WARNING if reason == NEW_HEAD else logging.INFO, "%s, not in %s: %s", name, what, reason
+            )
         missing = {name: own[name] for name in fresh}
         super().load_state_dict({**missing, **tensors}, strict=True)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's, but an official checkpoint's names are accepted too (timm's ``checkpoint_path=``)."""
+        self.weights_origin = weights.Origin(None, "a state dict", "", verified=False)
         if strict and set(state_dict) - set(super().state_dict()):
-            state_dict, _ = self.adapt(self.from_official(state_dict))
-            if isinstance(self.head, nn.Identity):
-                state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith("head.")}
+            self._fill(self.from_official(state_dict), "the state dict")
+            return _IncompatibleKeys([], [])
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
@@ -95,11 +99,30 @@ def cfgs_for(prefix: str, **common: Any) -> dict[str, dict[str, Any]]:
             paper_ids=record.paper,
             description=record.title,
             **_location(record.source),
+            **input_cfg(record, record.sensors[0], sensors.get_sensor(record.sensors[0]).band_names),
             **common,
         )
         for name, record in weights.RECORDS.items()
         if name.startswith(prefix)
     }
+
+
+def input_cfg(record: weights.Record | None, sensor: str | None, bands: Sequence[str]) -> dict[str, Any]:
+    """timm's mean and std for these bands: those that follow the clipping; nothing where none are recorded."""
+    sensor = sensors.get_sensor(sensor or "S2").name
+    if record is None or sensor not in record.statistics:
+        return {}
+    statistics = sensors.get_statistics(record.statistics[sensor])
+    if not set(bands) <= set(statistics.bands):
+        return {}
+    chosen = statistics.select(bands)
+    return dict(mean=chosen.mean, std=chosen.std)
+
+
+def record_of(variant: str, pretrained_cfg: Any = None) -> weights.Record | None:
+    """The record that a timm configuration (a tag, a dict, or the default) stands for, if it is one of ours."""
+    tag = resolve_pretrained_cfg(variant, pretrained_cfg).tag
+    return weights.RECORDS.get(f"{variant}.{tag}")
 
 
 def _location(source: str) -> dict[str, str]:
@@ -130,8 +153,13 @@ def build(
 
     def construct(**model_args: Any) -> nn.Module:
         model = cls(**model_args)
+        if pretrained and any(parameter.is_meta for parameter in model.parameters()):
+            raise InputError(
+                "weights cannot be loaded on the meta device: create the model with pretrained=False there"
+            )
         if pretrained and cfg.state_dict:
-            model._fill(cls.from_official(cfg.state_dict), "the given state_dict")
+            model._fill(cls.from_official(cfg.state_dict), "the state dict")
+            model.weights_origin = weights.Origin(None, "a state dict", "", verified=False)
         elif pretrained:
             model.load_weights(_source(variant, cfg), cache_dir=cache_dir)
         return model
@@ -155,7 +183,7 @@ def _source(variant: str, cfg: Any) -> weights.Record | Path:
     if cfg.source == "hf-hub":
         file = cfg.hf_hub_filename or "model.safetensors"
         return weights.Record(f"{variant}.hub", f"hf://{cfg.hf_hub_id}/{file}", layout="", licence=cfg.license or "")
-    name = f"{variant}.{cfg.tag}" if cfg.tag else variant
-    if name not in weights.RECORDS:
-        raise InputError(f"no weights are published for {name}: pretrained=False gives random ones")
-    return weights.RECORDS[name]
+    record = weights.RECORDS.get(f"{variant}.{cfg.tag}")
+    if record is None:
+        raise InputError(f"no weights are published for {variant}.{cfg.tag}: pretrained=False gives random ones")
+    return record

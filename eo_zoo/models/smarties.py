@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError, WeightsError
-from eo_zoo.models._build import StrictLoading, build, cfgs_for
+from eo_zoo.models._build import StrictLoading, build, cfgs_for, input_cfg, record_of
 
 PROJECTIONS = 17
 Rows = tuple[tuple[float, ...], ...]  # one a band, over the projections
@@ -75,8 +75,10 @@ def _projection_row(name: str) -> list[float] | None:
 def _mixing(bands: tuple[str, ...] | None, sensor: str | None) -> tuple[tuple[str, ...], Rows]:
     if bands is None:
         names = sensors.get_sensor(sensor or "S2").band_names
+    elif not bands:
+        raise InputError("bands is empty: give at least one band name, or leave it out for the sensor's own")
     else:
-        names = sensors.resolve_bands(bands, sensor or "S2")
+        names = tuple(_resolve(name, sensor) for name in bands)
     unknown = [name for name in names if name not in spectrum()]
     if unknown:
         raise InputError(
@@ -93,9 +95,22 @@ def _mixing(bands: tuple[str, ...] | None, sensor: str | None) -> tuple[tuple[st
     return names, tuple(tuple(scale * value for value in row or [0.0] * PROJECTIONS) for row in rows)
 
 
+def _resolve(name: str, sensor: str | None) -> str:
+    """A band of the sensor; without one, Sentinel-2's first, and then whatever only one sensor calls so."""
+    try:
+        return sensors.resolve(name, sensor or "S2")
+    except InputError as error:
+        if sensor is not None:
+            raise
+        try:
+            return sensors.resolve(name)
+        except InputError:
+            raise error from None
+
+
 # Names are looked up once, when a graph is made, and are constants in it.
 @torch.compiler.assume_constant_result
-def mixing(bands: tuple[str, ...] | None, sensor: str | None) -> tuple[tuple[str, ...], Rows]:
+def mixing(bands: Sequence[str] | None, sensor: str | None) -> tuple[tuple[str, ...], Rows]:
     """Band names and the (bands, 17) matrix that puts their kernels together, 12 / bands included.
 
     Args:
@@ -105,7 +120,9 @@ def mixing(bands: tuple[str, ...] | None, sensor: str | None) -> tuple[tuple[str
     Raises:
         InputError: a name that no projection exists for.
     """
-    return _mixing(bands, sensor)
+    if isinstance(bands, str):
+        raise InputError(f"bands is the text '{bands}', expected a list of names: ['{bands}']")
+    return _mixing(None if bands is None else tuple(bands), sensor)
 
 
 def sincos_positions(dim: int, height: int, width: int) -> Tensor:
@@ -248,23 +265,24 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
         num_classes: int = 0,
         **kwargs: Any,
     ) -> None:
-        self_bands, self_mix = mixing(tuple(bands) if bands is not None else None, sensor)
-        if in_chans is not None and in_chans != len(self_bands):
+        names, mix = mixing(bands, sensor)
+        if in_chans is not None and in_chans != len(names):
             raise InputError(
-                f"in_chans={in_chans}, but the model is built for {len(self_bands)} bands "
-                f"({', '.join(self_bands)}): give bands=[...] or sensor='S2'|'S1'|'RGB' instead"
+                f"in_chans={in_chans}, but the model is built for {len(names)} bands "
+                f"({', '.join(names)}): give bands=[...] or sensor='S2'|'S1'|'RGB' instead"
             )
         super().__init__(
             embed_layer=SpectrumEmbed,
-            in_chans=len(self_bands),
+            in_chans=len(names),
             num_classes=num_classes,
             norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
             **kwargs,
         )
-        self.bands, self._mix = self_bands, self_mix
+        self.bands, self.sensor, self._mix = names, sensor, mix
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """Initial (random) weights as in the public pretraining; positions are the fixed sine-cosine table."""
+        self.weights_origin = None
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -287,7 +305,7 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
         if bands is None and sensor is None:
             names, mix = self.bands, self._mix
         else:
-            names, mix = mixing(tuple(bands) if bands is not None else None, sensor)
+            names, mix = mixing(bands, sensor or self.sensor)
         return self.patch_embed.project(x, names, mix)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
@@ -421,7 +439,7 @@ _PRETRAIN: dict[str, Any] = dict(
         "S1": "smarties/S1",
         "RGB": "smarties/RGB",
     },
-    gsd=(0.3, 10.0),
+    gsd={"S2": (10.0, 10.0), "S2-L1C": (10.0, 10.0), "S1": (10.0, 10.0), "RGB": (0.3, 1.0)},
     trained_on="masked autoencoding of fMoW (RGB and Sentinel-2) and BigEarthNet-MM (Sentinel-1 and Sentinel-2) pairs",
 )
 
@@ -449,10 +467,10 @@ weights.register(
         size=3_845_288,
         sha256="dca7440b22a1cfec395bb8233f647c9689f9665ba1440b7d0c12fe2a79fed125",
         accepts=projected_bands(),
-        **{**_PAPER, "repository": "https://github.com/org/eo_zoo"},
+        **{**_PAPER, "repository": ""},
         statistics={"S2": "nano/S2-L2A", "S1": "nano/S1", "RGB": "nano/RGB"},
         sensors=("S2", "S1", "RGB"),
-        gsd=(0.2, 100.0),
+        gsd={"S2": (50.0, 200.0), "S1": (10.0, 40.0), "RGB": (0.1, 0.4)},
         trained_on="one Sentinel-2 scene of the western Sahara, one Sentinel-1 scene and one TreeSatAI tile",
     )
 )
@@ -471,23 +489,37 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> SmartiesVisionTransformer:
-    bands, sensor = kwargs.get("bands"), kwargs.get("sensor")
+    names, _ = mixing(kwargs.get("bands"), kwargs.get("sensor"))
     # timm would fill in_chans from the configuration; what the bands say comes first
-    kwargs.setdefault("in_chans", len(mixing(tuple(bands) if bands is not None else None, sensor)[0]))
+    kwargs.setdefault("in_chans", len(names))
+    own = input_cfg(record_of(variant, kwargs.get("pretrained_cfg")), kwargs.get("sensor"), names)
+    own["input_size"] = (len(names), *to_2tuple(kwargs["img_size"]))
+    overlay = own | (kwargs.pop("pretrained_cfg_overlay", None) or {})
     feature_cfg = dict(out_indices=3, feature_cls="getter")
-    return build(SmartiesVisionTransformer, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    return build(
+        SmartiesVisionTransformer,
+        variant,
+        pretrained,
+        pretrained_cfg_overlay=overlay,
+        feature_cfg=feature_cfg,
+        **kwargs,
+    )
 
 
 @register_model
 def smarties_vit_base(pretrained: bool = False, **kwargs: Any) -> SmartiesVisionTransformer:
-    """SMARTIES ViT-B/16: 86 M parameters, 224 x 224 pixels, any of 19 bands (optical, thermal, radar)."""
-    return _create("smarties_vit_base", pretrained, **dict(dict(embed_dim=768, depth=12, num_heads=12), **kwargs))
+    """SMARTIES ViT-B/16: 89 M parameters, 224 x 224 pixels, any of 19 bands (optical, thermal, radar)."""
+    return _create(
+        "smarties_vit_base", pretrained, **dict(dict(embed_dim=768, depth=12, num_heads=12, img_size=224), **kwargs)
+    )
 
 
 @register_model
 def smarties_vit_large(pretrained: bool = False, **kwargs: Any) -> SmartiesVisionTransformer:
-    """SMARTIES ViT-L/16: 304 M parameters, 224 x 224 pixels, any of 19 bands (optical, thermal, radar)."""
-    return _create("smarties_vit_large", pretrained, **dict(dict(embed_dim=1024, depth=24, num_heads=16), **kwargs))
+    """SMARTIES ViT-L/16: 307 M parameters, 224 x 224 pixels, any of 19 bands (optical, thermal, radar)."""
+    return _create(
+        "smarties_vit_large", pretrained, **dict(dict(embed_dim=1024, depth=24, num_heads=16, img_size=224), **kwargs)
+    )
 
 
 @register_model

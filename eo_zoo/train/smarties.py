@@ -114,7 +114,7 @@ class SmartiesMaskedAutoencoder(nn.Module):
 
         kept = _smallest(mixup_noise, count - int(count * 0.5))[..., None]  # B, N, 1
         tokens = [
-            embed.project(x, *mixing(tuple(bands), None)).flatten(2).transpose(1, 2)  # B, N, D
+            embed.project(x, *mixing(bands, None)).flatten(2).transpose(1, 2)  # B, N, D
             for x, bands in ((first, first_bands), (second, second_bands))
         ]
         tokens[0] = torch.where(kept, tokens[0], tokens[1])
@@ -156,7 +156,7 @@ class SmartiesMaskedAutoencoder(nn.Module):
 
     def _predict(self, decoded: Tensor, bands: Sequence[str]) -> Tensor:
         heads: list[int] = []
-        for name in mixing(tuple(bands), None)[0]:
+        for name in mixing(bands, None)[0]:
             projection = spectrum()[name].get("projection")
             if projection is None:
                 raise InputError(f"{name} has no projection of its own, so it cannot be reconstructed")

@@ -49,7 +49,8 @@ class Record:
     sensors: tuple[str, ...] = ()
     accepts: tuple[str, ...] = ()  # canonical names of the bands it takes
     statistics: Mapping[str, str] = field(default_factory=dict, hash=False)  # sensor: recorded statistics
-    gsd: tuple[float, float] | None = None  # metres per pixel seen in training, lowest and highest
+    # sensor: metres per pixel seen in training, lowest and highest
+    gsd: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     trained_on: str = ""
     paper: str = ""
     citation: str = ""
@@ -89,11 +90,13 @@ class Origin:
 
     name: str | None  # the record's; None for a local file
     source: str
-    sha256: str  # of the official file, not of our conversion
+    sha256: str  # of the official file, not of our conversion; empty for tensors given in memory
     verified: bool  # the hash is one that the publisher or the Hub states
 
     def __str__(self) -> str:
         """For logs and messages, in one line."""
+        if not self.sha256:
+            return f"{self.source} (unverified)"
         what = self.name or f"local file {self.source}"
         return f"{what} (sha256 {self.sha256[:8]}…, {'verified' if self.verified else 'unverified'})"
 

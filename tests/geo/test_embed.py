@@ -19,6 +19,7 @@ import torch
 
 from eo_zoo import create_model
 from eo_zoo.errors import InputError
+from eo_zoo.files import sweep
 from eo_zoo.geo import embed as embed_module
 from eo_zoo.geo.embed import embed_raster
 from eo_zoo.geo.run import Embedding, Log, Options, embed_scene
@@ -417,10 +418,14 @@ def test_a_killed_run_leaves_no_output(tmp_path: Path) -> None:
         if int(line) >= 5:
             break
     assert list(tmp_path.glob(".out.tif.*.part"))
+    sweep(tmp_path / "out.tif")  # of another run at the same time, which leaves this one's alone
+    assert list(tmp_path.glob(".out.tif.*.part"))
     child.send_signal(signal.SIGKILL)
     child.stdout.close()
     assert child.wait(timeout=30) == -signal.SIGKILL
     assert not (tmp_path / "out.tif").exists()
+    sweep(tmp_path / "out.tif")
+    assert not list(tmp_path.iterdir())
 
 
 # ---- the public call ----
@@ -432,7 +437,7 @@ def fake_route(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     state: dict[str, Any] = {"scene": FakeScene(noise(50, 60)), "events": [], "opened": [], "created": []}
     record = Record(
         name="fake_net.demo", source="package://none", layout="", licence="none", sensors=("S2", "S1"),
-        accepts=(*BANDS, "near_infrared_1"), statistics={"S2": "fake", "S1": "fake-S1"}, gsd=(5.0, 20.0),
+        accepts=(*BANDS, "near_infrared_1"), statistics={"S2": "fake", "S1": "fake-S1"}, gsd={"S2": (5.0, 20.0)},
     )  # fmt: skip
 
     @contextlib.contextmanager
@@ -471,7 +476,7 @@ def test_embed_raster_puts_the_parts_together(tmp_path: Path, fake_route: dict[s
         "default_sensor": "S2", "accepts": list(BANDS), "target_units": "dn",
         "sensor": None,
         "bands": ["B02", "B03", "B04"], "bbox": (0, 0, 1, 1), "bbox_crs": None, "resolution": 10, "units": "dn",
-        "boa_offset": -1000,
+        "boa_offset": -1000, "nodata": None,
     }  # fmt: skip
     assert fake_route["created"] == [{"weights": "w.pt", "cache_dir": "cache", "bands": BANDS, "num_classes": 0}]
     assert told == [

@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eo_zoo.geo.resample import Axis, resample
+from eo_zoo.geo.resample import PixelAxis, resample
 
 
 @pytest.mark.parametrize("step", [1 / 6, 0.5, 0.37, 0.999, 1.5, 2.0, 7.3])
 def test_weights_add_up_to_exactly_one(step):
-    axis = Axis(0.3, step, 100)
+    axis = PixelAxis(0.3, step, 100)
     index, weights = axis.taps(0, int(99 / step))
     total = np.zeros(len(weights), np.float32)
     for tap in range(weights.shape[1]):
@@ -17,24 +17,24 @@ def test_weights_add_up_to_exactly_one(step):
 
 
 def test_taps_depend_on_the_place_alone():
-    axis = Axis(-0.4, 0.37, 50)
+    axis = PixelAxis(-0.4, 0.37, 50)
     for whole, part in zip(axis.taps(0, 100), axis.taps(31, 20), strict=True):
         assert np.array_equal(whole[31:51], part)
 
 
 def test_aligned():
-    assert Axis(3.0, 1.0, 50).aligned(40)
-    assert Axis(3.0, 1 + 1e-9, 20000).aligned(10000)
-    assert not Axis(3.0, 1.001, 50).aligned(40)
-    assert not Axis(3.5, 1.0, 50).aligned(40)
-    assert not Axis(0.0, 0.5, 50).aligned(1)
+    assert PixelAxis(3.0, 1.0, 50).aligned(40)
+    assert PixelAxis(3.0, 1 + 1e-9, 20000).aligned(10000)
+    assert not PixelAxis(3.0, 1.001, 50).aligned(40)
+    assert not PixelAxis(3.5, 1.0, 50).aligned(40)
+    assert not PixelAxis(0.0, 0.5, 50).aligned(1)
 
 
 def test_a_hole_is_left_out_of_the_mean():
     values = np.array([[[4, 8, 0, 16]]], np.float32)
     valid = np.array([[[True, True, False, True]]])
-    rows = Axis(0, 1, 1).taps(0, 1)
-    found, enough = resample(values, valid, rows, Axis(0, 2, 4).taps(0, 2))
+    rows = PixelAxis(0, 1, 1).taps(0, 1)
+    found, enough = resample(values, valid, rows, PixelAxis(0, 2, 4).taps(0, 2))
     assert found.tolist() == [[[6, 16]]] and enough.all()
-    found, enough = resample(values, valid, rows, Axis(2, 1.9, 4).taps(0, 1))
+    found, enough = resample(values, valid, rows, PixelAxis(2, 1.9, 4).taps(0, 1))
     assert found.tolist() == [[[0]]] and not enough.any()

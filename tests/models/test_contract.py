@@ -95,9 +95,12 @@ class TestContract:
     def test_reset_classifier(self, name, model):
         model = copy.deepcopy(model)
         x, kwargs = self.inputs(name)
+        before = model(x, **kwargs)
         model.reset_classifier(7)
         assert model(x, **kwargs).shape == (2, 7) and model.num_classes == 7
-        model.reset_classifier(0)
+        model.reset_classifier(0, "avg")
+        assert not torch.allclose(model(x, **kwargs), before)
+        model.reset_classifier(0, "token")
         assert model(x, **kwargs).shape == (2, model.num_features)
         assert timm.create_model(name, num_classes=5)(x, **kwargs).shape == (2, 5)
 

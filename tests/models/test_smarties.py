@@ -138,6 +138,16 @@ class TestBands:
         assert at_construction.in_chans == 2 and at_construction.bands == ("microwave_1", "microwave_2")
 
     @torch.no_grad()
+    def test_names_of_other_sensors_that_are_unambiguous(self):
+        model, x = tiny(), torch.randn(1, 2, 224, 224)
+        assert torch.equal(model(x, bands=["VV", "VH"]), model(x, sensor="S1"))
+        assert model(x, bands=["B04", "VV"]).shape == (1, 64)
+        # the sensor of construction is the vocabulary of later calls: blue of RGB is not blue of Sentinel-2
+        rgb = tiny(sensor="RGB")
+        assert torch.equal(rgb(x, bands=["blue", "red"]), rgb(x, bands=["blue_3", "red_1"]))
+        assert torch.equal(model(x, bands=["blue", "red"]), model(x, bands=["blue_1", "red_2"]))
+
+    @torch.no_grad()
     def test_l1c_skips_b10(self):
         model, x = tiny(), torch.randn(1, 13, 224, 224)
         keep = [i for i in range(13) if i != 10]
@@ -156,6 +166,9 @@ class TestBands:
             (dict(bands=["short_wave_infrared_2"]), 1, "leave it out"),
             (dict(bands=["rededge"]), 1, "red_edge_1"),
             (dict(bands=["B03"], sensor="L8"), 1, "no projection"),
+            (dict(bands=[]), 1, "bands is empty"),
+            (dict(bands="B04"), 1, "expected a list"),
+            (dict(bands=["nonsense"]), 1, "nonsense"),
         ],
     )
     def test_wrong_bands(self, kwargs, channels, message):
@@ -260,6 +273,35 @@ class TestLoading:
         with pytest.raises(WeightsError, match=message):
             tiny(tmp_path / "x.safetensors")
 
+    def test_weights_say_where_they_are_from(self, tiny_files):
+        file = tiny_files / "token.safetensors"
+        assert tiny().weights_origin is None
+        assert not tiny(file).weights_origin.verified
+        model = eo_zoo.create_model("smarties_vit_nano")
+        assert model.weights_origin.verified
+        model.load_state_dict(model.state_dict())
+        assert eo_zoo.info(model)["weights"] == "a state dict (unverified)"
+        model.init_weights()
+        assert eo_zoo.info(model)["weights"] == "random"
+        by_checkpoint = timm.create_model("smarties_vit_nano", checkpoint_path=str(file), **TINY)
+        assert "unverified" in eo_zoo.info(by_checkpoint)["weights"]
+
+    def test_meta_device_and_pretrained(self):
+        with torch.device("meta"), pytest.raises(InputError, match="meta device"):
+            timm.create_model("smarties_vit_nano", pretrained=True)
+
+    def test_configuration_follows_the_bands(self):
+        for sensor, name, count in (("RGB", "smarties/RGB", 3), ("S1", "smarties/S1", 2)):
+            model = timm.create_model("smarties_vit_base", sensor=sensor, depth=1, img_size=160)
+            config = timm.data.resolve_data_config({}, model=model)
+            assert config["input_size"] == (count, 160, 160)
+            statistics = sensors.get_statistics(name)
+            assert config["mean"] == statistics.mean and config["std"] == statistics.std
+        mixed = timm.create_model("smarties_vit_base", bands=["B04", "B02"], depth=1)
+        assert (
+            mixed.pretrained_cfg["mean"] == sensors.get_statistics("smarties/S2-L2A").select(["red_2", "blue_1"]).mean
+        )
+
     def test_a_new_head_is_called_random(self, tiny_files, caplog):
         with caplog.at_level(logging.WARNING, "eo_zoo"):
             model = tiny(tiny_files / "token.safetensors", num_classes=10)
@@ -273,9 +315,14 @@ class TestLoading:
         assert isinstance(tiny(tmp_path / "x.safetensors").head, nn.Identity)
 
     def test_pooling_and_norms(self, tiny_files, caplog):
-        with caplog.at_level(logging.WARNING, "eo_zoo"):
+        with caplog.at_level(logging.INFO, "eo_zoo"):
             model = tiny(tiny_files / "token.safetensors", global_pool="avg")
         assert "fc_norm.weight" in caplog.text and torch.equal(model.fc_norm.weight, torch.ones(64))
+        by_checkpoint = timm.create_model(
+            "smarties_vit_nano", checkpoint_path=str(tiny_files / "token.safetensors"), global_pool="avg", **TINY
+        ).eval()
+        x = torch.randn(1, 12, 224, 224)
+        assert torch.equal(by_checkpoint(x), model(x))
         with pytest.raises(WeightsError, match="global_pool='avg'"):
             tiny(tiny_files / "avg.safetensors")
 
