@@ -62,7 +62,10 @@ def list_(
     if as_json or markdown:
         typer.echo(registry.markdown(rows)) if markdown else _print_json(rows)
         return
-    table = Table("model", "parameters", "sensors", "licence", "weights", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True, overflow="fold")
+    for column in ("parameters", "sensors", "licence", "weights"):
+        table.add_column(column)
     for row in rows:
         table.add_row(
             row["name"],
@@ -88,7 +91,7 @@ def info(name: Name, as_json: AsJson = False) -> None:
     facts.pop("weights")
     facts["size"] = f"{facts['size']:,} bytes" if facts["size"] else "not published"
     facts["sha256"] = facts["sha256"] or "not published: the Hub's own is checked, and pinned at first use"
-    facts["gsd"] = ", ".join(f"{sensor}: {low:g} to {high:g} m" for sensor, (low, high) in facts["gsd"].items())
+    facts["gsd"] = ", ".join(f"{sensor}: {_span(*span)}" for sensor, span in facts["gsd"].items())
     facts["parameters"] = f"{facts['parameters']:,}"
     grid = Table.grid(padding=(0, 2))
     for key, value in facts.items():
@@ -211,6 +214,10 @@ def embed(
         _print_json(result.to_dict())
     elif not quiet:
         out.print(result.summary(), highlight=False, markup=False, soft_wrap=True)
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:g} m" if low == high else f"{low:g} to {high:g} m"
 
 
 def _band(band: dict[str, Any]) -> str:

@@ -29,6 +29,8 @@ from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.models._build import StrictLoading, build, cfgs_for, input_cfg, record_of
 
 PROJECTIONS = 17
+# Options of timm's VisionTransformer that would change what the tokens are, with the only value there is here.
+FOREIGN = {"reg_tokens": 0, "class_token": True, "no_embed_class": False, "pre_norm": False, "dynamic_img_pad": False}
 Rows = tuple[tuple[float, ...], ...]  # one a band, over the projections
 BANDS_SCALE = 12  # the public code multiplies the mean over the bands by 12, however many bands there are
 
@@ -242,7 +244,8 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
         num_classes: 0 for features.
 
     Raises:
-        InputError: unknown bands, or ``in_chans`` that differs from the number of bands.
+        InputError: unknown bands, ``in_chans`` that differs from the number of bands, or an option of timm's
+            VisionTransformer that SMARTIES does not have.
     """
 
     layout = "smarties-1"
@@ -265,6 +268,9 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
         num_classes: int = 0,
         **kwargs: Any,
     ) -> None:
+        foreign = [name for name, value in kwargs.items() if name in FOREIGN and value != FOREIGN[name]]
+        if foreign:
+            raise InputError(f"SMARTIES has no {', '.join(foreign)}: leave it out")
         names, mix = mixing(bands, sensor)
         if in_chans is not None and in_chans != len(names):
             raise InputError(

@@ -194,6 +194,12 @@ class TestBands:
         assert tiny(sensor="RGB", in_chans=3).in_chans == 3
 
 
+@pytest.mark.parametrize("option", [dict(reg_tokens=4), dict(class_token=False), dict(dynamic_img_pad=True)])
+def test_options_that_smarties_does_not_have(option):
+    with pytest.raises(InputError, match=f"has no {next(iter(option))}"):
+        tiny(**option)
+
+
 class TestSizes:
     def test_positions_are_resampled_without_antialiasing(self):
         model = tiny(img_size=320)
