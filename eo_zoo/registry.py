@@ -95,7 +95,9 @@ def create_model(
     record = get_record(name)
     if weights is not None and not pretrained:
         raise InputError(f"pretrained=False asks for random weights, but weights={weights} was given: leave one out")
-    overlay = dict(file=str(weights)) if weights is not None else None
+    overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
+    if weights is not None:
+        overlay = {**overlay, "file": str(weights)}
     model = timm.create_model(
         record.name, pretrained=pretrained, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **kwargs
     )

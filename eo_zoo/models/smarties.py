@@ -293,6 +293,8 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
         for projection in self.patch_embed.weight:
             nn.init.xavier_uniform_(projection)
         nn.init.zeros_(self.patch_embed.bias)
