@@ -63,6 +63,11 @@ class Sensor:
         """Canonical names in order."""
         return tuple(band.name for band in self.bands)
 
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the statistics that are recorded for it; ``get_statistics`` gives them."""
+        return tuple(name for name in list_statistics() if get_statistics(name).sensor == self.name)
+
 
 @dataclass(frozen=True)
 class Statistics:

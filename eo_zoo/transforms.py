@@ -104,8 +104,10 @@ def create_transform(
     record = registry.get_record(name)
     sensor = sensors.get_sensor(sensor or record.sensors[0]).name
     if stats is None and sensor not in record.statistics:
+        others = ", ".join(sensors.get_sensor(sensor).statistics) or "none; a JSON file will do"
         raise InputError(
-            f"{record.name} has statistics for {', '.join(record.statistics)}, none for {sensor}: give stats="
+            f"{record.name} has statistics for {', '.join(record.statistics)}, none for {sensor}: "
+            f"give stats= (recorded for it: {others})"
         )
     statistics = sensors.get_statistics(stats if stats is not None else record.statistics[sensor])
     if bands is not None:

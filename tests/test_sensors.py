@@ -525,3 +525,9 @@ def test_module_does_not_import_torch() -> None:
     )
     folder = str(Path(sensors.__file__).parent)
     subprocess.run([sys.executable, "-c", code, folder], check=True)
+
+
+def test_sensors_know_their_statistics() -> None:
+    assert {"smarties/S2-L2A", "BigEarthNetS2"} <= set(sensors.get_sensor("S2").statistics)
+    every = [name for sensor in sensors.list_sensors() for name in sensors.get_sensor(sensor).statistics]
+    assert sorted(every) == sorted(sensors.list_statistics())

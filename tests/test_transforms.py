@@ -53,6 +53,7 @@ def test_values_are_checked(caplog):
     [
         (dict(sensor="S3"), "unknown sensor"),
         (dict(sensor="MODIS"), "none for MODIS"),
+        (dict(sensor="AERIAL"), "anysat/aerial"),
         (dict(bands=["B10"]), "B10"),
         (dict(stats="EuroSat2"), "EuroSAT"),
     ],

@@ -252,8 +252,11 @@ def _statistics(
 
 def _recorded(record: weight_records.Record, sensor: str) -> Statistics:
     if sensor not in record.statistics:
-        known = ", ".join(record.statistics)
-        raise InputError(f"{record.name} has no statistics for sensor {sensor}, only for {known}: give stats")
+        known, others = ", ".join(record.statistics), ", ".join(sensors.get_sensor(sensor).statistics)
+        raise InputError(
+            f"{record.name} has no statistics for sensor {sensor}, only for {known}: give stats, a JSON file or a "
+            f"recorded set (for {sensor}: {others or 'none'})"
+        )
     return sensors.get_statistics(record.statistics[sensor])
 
 
