@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from rasterio.warp import transform_bounds
 
 import eo_zoo
-from eo_zoo import cli
+from eo_zoo import cli, registry
+from eo_zoo.errors import DownloadError, MissingExtra
 from tests.geo.rasters import s2_folder, smooth, stac_item, write_raster
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +68,21 @@ class TestFacts:
     def test_unknown_model(self, run, command):
         code, _, err = run(command, "smarties_vit_nan")
         assert code == 2 and "Did you mean 'smarties_vit_nano'" in err
+
+    def test_json_and_markdown(self, run):
+        assert run("list", "--markdown")[1].startswith("| model.tag |")
+        assert run("list", "--json", "--markdown")[0] == 2
+
+    @pytest.mark.parametrize(
+        ("error", "code"),
+        [(KeyboardInterrupt(), 130), (OSError("disk full"), 1), (DownloadError("x"), 1), (MissingExtra("x"), 1)],
+    )
+    def test_exit_codes(self, run, monkeypatch, error, code):
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr(registry, "info", fail)
+        assert run("info", "smarties_vit_nano")[0] == code
 
     def test_unknown_option(self, run):
         assert run("embed", "x.tif", "-o", "y.tif", "--nonsense")[0] == 2
@@ -158,6 +175,22 @@ class TestEmbed:
         item = stac_item(tmp_path / "item.json", hrefs, offset=-0.1)
         code, _, err = run("embed", item, "-o", tmp_path / "o.tif")
         assert code == 0 and "dn = stored - 1000" in err and "bilinear" in err
+
+    def test_quiet_keeps_warnings(self, run, tmp_path):
+        folder = s2_folder(tmp_path / "s2", size=1200)
+        code, out, err = run("embed", folder, "-o", tmp_path / "o.tif", "-q")
+        assert code == 0 and not out and "warning:" in err and "bilinear" not in err
+
+    def test_bbox_in_another_crs_and_min_valid(self, run, tmp_path):
+        folder = s2_folder(tmp_path / "s2", size=2400)
+        west, south, east, north = transform_bounds("EPSG:32632", "EPSG:4326", 600000, 4998840, 601200, 5000040)
+        out = tmp_path / "o.tif"
+        arguments = ["--bbox", west, south, east, north, "--bbox-crs", "EPSG:4326", "--min-valid", 1]
+        code, _, err = run("embed", folder, "-o", out, *arguments)
+        assert code == 0, err
+        with rasterio.open(out) as file:
+            assert file.shape[0] in (15, 16) and abs(file.transform.c - 600000) < 100
+            assert file.tags()["MIN_VALID"] == "1.0"
 
     def test_eurosat_trap_is_caught(self, run, tmp_path):
         """Values as in EuroSAT's files (B8A last), under the names of a file that says otherwise."""

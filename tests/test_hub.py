@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import eo_zoo
+from eo_zoo.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 NAMED_ALIASES: set[str] = set()
@@ -62,6 +63,10 @@ def test_list_help_and_load_from_the_cache(hub_dir):
 def test_local_checkout():
     model = torch.hub.load(str(ROOT), "smarties_vit_nano", source="local", pretrained=False, num_classes=3)
     assert model(torch.zeros(1, 12, 112, 112)).shape == (1, 3)
+    assert model.weights_origin is None
+    assert torch.hub.load(str(ROOT), "smarties_vit_nano", source="local", tag="demo").weights_origin.verified
+    with pytest.raises(InputError, match=r"smarties_vit_nano\.other"):
+        torch.hub.load(str(ROOT), "smarties_vit_nano", source="local", tag="other")
 
 
 def test_dependencies_are_the_four_that_are_needed():

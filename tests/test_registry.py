@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,7 @@ def test_names_are_timms_too_and_none_of_its_own():
 def test_filters():
     assert eo_zoo.list_models("nano") == ["smarties_vit_nano"]
     assert eo_zoo.list_models("smarties_*e") == ["smarties_vit_base", "smarties_vit_large"]
-    assert eo_zoo.list_models("nothing") == []
+    assert eo_zoo.list_models("nothing") == [] and eo_zoo.list_models("NANO") == ["smarties_vit_nano"]
 
 
 @pytest.mark.parametrize("name", ["smarties_vit_bas", "smarties_vit_base.pretrian"])
@@ -67,6 +69,41 @@ def test_info_says_what_a_model_holds(tmp_path):
     local = eo_zoo.create_model("smarties_vit_nano", weights=tmp_path / "mine.safetensors", features_only=True)
     assert "mine.safetensors" in eo_zoo.info(local)["weights"] and "unverified" in eo_zoo.info(local)["weights"]
     assert eo_zoo.info("smarties_vit_base")["sha256"] is None
+
+
+@pytest.fixture
+def mirrored(tmp_path, monkeypatch):
+    """The nano weights as if they lay on the Hub, their hash unknown, and a mirror of it."""
+    record = weights.RECORDS["smarties_vit_nano.demo"]
+    file = tmp_path / "mirror" / "owner" / "repo" / "nano.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(eo_zoo.create_model("smarties_vit_nano").state_dict(), file)
+    remote = replace(record, source="hf://owner/repo/nano.safetensors", sha256=None, size=None)
+    monkeypatch.setitem(weights.RECORDS, record.name, remote)
+    monkeypatch.setenv("EO_ZOO_MIRROR", str(tmp_path / "mirror"))
+    return file
+
+
+def test_cache_dir_is_where_weights_are_kept(mirrored, tmp_path, monkeypatch):
+    makers = {
+        "timm": lambda folder: timm.create_model("smarties_vit_nano.demo", pretrained=True, cache_dir=folder),
+        "eo_zoo": lambda folder: eo_zoo.create_model("smarties_vit_nano", cache_dir=folder),
+        "download": lambda folder: registry.download("smarties_vit_nano", cache_dir=folder),
+    }
+    for name, make in makers.items():
+        make(tmp_path / name)
+        assert len(list((tmp_path / name).glob("nano-*-smarties-1.safetensors"))) == 1, name
+    assert not (tmp_path / "cache").exists()
+
+
+def test_info_shows_what_was_pinned(mirrored):
+    assert eo_zoo.info("smarties_vit_nano")["sha256"] is None
+    eo_zoo.create_model("smarties_vit_nano")
+    facts = eo_zoo.info("smarties_vit_nano")
+    assert facts["size"] == mirrored.stat().st_size
+    assert facts["sha256"] == hashlib.sha256(mirrored.read_bytes()).hexdigest()
+    with pytest.raises(InputError, match="not a model of eo_zoo"):
+        eo_zoo.info(torch.nn.Linear(1, 1))
 
 
 def test_weights_and_random_exclude_each_other(tmp_path):

@@ -28,6 +28,14 @@ def test_bands_by_name_and_other_statistics():
     assert eurosat(torch.zeros(13, 64, 64)).shape == (13, 64, 64)
 
 
+def test_images_that_are_not_square_and_other_sensors():
+    out = eo_zoo.create_transform("smarties_vit_nano", "S1", bands=["VH", "VV"])(torch.full((2, 112, 224), -12.0))
+    chosen = sensors.get_statistics("nano/S1").select(["microwave_2", "microwave_1"])
+    assert out.shape == (2, 112, 112)
+    expected = sensors.normalize(torch.full((2, 112, 112), -12.0), chosen)
+    torch.testing.assert_close(out, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int16, torch.uint16])
 def test_any_type_in_float32_out(dtype):
     x = torch.full((12, 112, 112), 1000).to(dtype)
@@ -38,6 +46,9 @@ def test_values_are_checked(caplog):
     transform = eo_zoo.create_transform("smarties_vit_nano")
     x = torch.full((12, 112, 112), 1000.0)
     transform(x)
+    assert not caplog.records
+    eo_zoo.create_transform("smarties_vit_nano", "S1")(torch.full((2, 112, 112), -5.0))
+    transform(torch.zeros(12, 112, 112))
     assert not caplog.records
     transform(transform(x))
     assert "normalised already" in caplog.text

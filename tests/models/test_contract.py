@@ -165,8 +165,10 @@ class TestContract:
     def test_info_tells_the_whole_record(self, name):
         facts = registry.info(name)
         assert facts["bands"] and facts["licence"] and facts["citation"] and facts["trained_on"]
-        for sensor in facts["statistics"]:
-            assert sensor in facts["sensors"]
+        for sensor, statistics in facts["statistics"].items():
+            assert sensor in facts["sensors"] and statistics["sensor"] == sensor
+        for sensor, (low, high) in facts["gsd"].items():
+            assert sensor in facts["sensors"] and 0 < low <= high
         assert facts["name"] in weights.RECORDS
 
     def test_pretrained_without_weights_raises_or_verifies(self, name, tmp_path, monkeypatch):

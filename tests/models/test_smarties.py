@@ -17,6 +17,7 @@ from eo_zoo.models.smarties import (
     from_official,
     mixing,
     projected_bands,
+    resample_positions,
     sincos_positions,
     spectrum,
 )
@@ -200,7 +201,41 @@ def test_options_that_smarties_does_not_have(option):
         tiny(**option)
 
 
+def test_positions_by_their_formula():
+    table = sincos_positions(64, 3, 5)
+    assert table.shape == (1, 16, 64) and not table[0, 0].any()
+    grid = table[0, 1:].reshape(3, 5, 64)
+    angle = 4 * 10000 ** (-torch.arange(16, dtype=torch.float64) / 16)
+    # column 4 in row 2: the first half is the column's, sines before cosines, the second half the row's
+    torch.testing.assert_close(grid[2, 4, :32], torch.cat([angle.sin(), angle.cos()]).float())
+    torch.testing.assert_close(grid[2, 4, 32:48], (angle / 2).sin().float())
+    assert torch.equal(grid[0, 4, :32], grid[2, 4, :32]) and torch.equal(grid[2, 0, 32:], grid[2, 4, 32:])
+
+
+def test_norms_have_the_published_eps():
+    assert {module.eps for module in tiny(global_pool="avg").modules() if isinstance(module, nn.LayerNorm)} == {1e-6}
+
+
 class TestSizes:
+    @torch.no_grad()
+    def test_images_that_are_not_square(self):
+        """A wide image through a model built for it, through a dynamic one, and a tall one, all by the same table."""
+        wide, dynamic = tiny(img_size=(128, 192)), tiny(dynamic_img_size=True)
+        table = resample_positions(dynamic.pos_embed, (14, 14), (8, 12))
+        wide.load_state_dict({**dynamic.state_dict(), "pos_embed": table})
+        x = torch.randn(1, 12, 128, 192)
+        torch.testing.assert_close(wide(x), dynamic(x))
+        assert wide.patch_embed.grid_size == (8, 12)
+        [grid] = wide.forward_intermediates(x, indices=1, intermediates_only=True)
+        assert grid.shape == (1, 64, 8, 12)
+        assert not torch.equal(table, resample_positions(dynamic.pos_embed, (14, 14), (12, 8)))
+        later = tiny(img_size=(192, 128))
+        later.pos_embed.requires_grad_(False)
+        later.set_input_size((128, 192))
+        assert later.pos_embed.shape == (1, 97, 64) and not later.pos_embed.requires_grad
+        with pytest.raises(InputError, match="fixed at 16"):
+            later.set_input_size(patch_size=8)
+
     def test_positions_are_resampled_without_antialiasing(self):
         model = tiny(img_size=320)
         model.load_state_dict(official("tiny", 64))
@@ -319,6 +354,26 @@ class TestLoading:
         save_file(tensors, tmp_path / "x.safetensors")
         assert torch.equal(tiny(tmp_path / "x.safetensors", num_classes=10).head.weight, torch.ones(10, 64))
         assert isinstance(tiny(tmp_path / "x.safetensors").head, nn.Identity)
+
+    def test_a_head_of_another_size_is_random(self, tmp_path, caplog):
+        tensors = official("tiny", 64) | {"head.weight": torch.ones(19, 64), "head.bias": torch.zeros(19)}
+        save_file(tensors, tmp_path / "x.safetensors")
+        with caplog.at_level(logging.WARNING, "eo_zoo"):
+            model = tiny(tmp_path / "x.safetensors", num_classes=10)
+        assert "head.weight" in caplog.text and model.head.weight.shape == (10, 64)
+        del tensors["norm.bias"]
+        save_file(tensors, tmp_path / "y.safetensors")
+        with pytest.raises(WeightsError, match=r"norm\.bias"):
+            tiny(tmp_path / "y.safetensors", num_classes=10)
+
+    def test_torchs_own_strictness_stays(self):
+        model = tiny()
+        state = model.state_dict()
+        del state["norm.bias"]
+        with pytest.raises(RuntimeError, match=r"norm\.bias"):
+            model.load_state_dict(state)
+        result = model.load_state_dict({**state, "more": torch.zeros(1)}, strict=False)
+        assert result.missing_keys == ["norm.bias"] and result.unexpected_keys == ["more"]
 
     def test_pooling_and_norms(self, tiny_files, caplog):
         with caplog.at_level(logging.INFO, "eo_zoo"):

@@ -54,6 +54,20 @@ def test_losses_agree(name, norm_pix_loss):
     assert output.mask.sum().item() == expected["mask_sum"]
 
 
+def test_defaults_are_the_published_sizes():
+    with torch.device("meta"):
+        model = SmartiesMaskedAutoencoder(timm.create_model("smarties_vit_base"))
+    assert model.norm_pix_loss
+    found = {name: list(tensor.shape) for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
+    rows = manifest("smarties_base", "pretraining")
+    assert found == {key: shape for key, shape, _ in rows if key.startswith(("decoder", "mask_token"))}
+
+
+def test_mask_ratio():
+    arguments = pair("s2_s1") | {"mask_ratio": 0.5}
+    assert autoencoder()(**arguments).mask.sum(1).tolist() == [98, 98]
+
+
 def test_a_few_steps_lower_the_loss():
     torch.manual_seed(0)
     model = autoencoder(norm_pix_loss=True)
