@@ -3,8 +3,8 @@
     python converters/smarties.py smarties-v1-vitb.safetensors -o folder [--model smarties_vit_base]
     timm.create_model("local-dir:folder", pretrained=True)   # after import eo_zoo
 
-Strict: a tensor that is missing, unknown or of another shape stops it. The folder is written beside, read back,
-compared tensor by tensor, and only then renamed.
+The encoder alone: decoder and classification head are left out. Strict otherwise: a tensor that is missing, unknown
+or of another shape stops it. The folder is written beside, read back, compared tensor by tensor, and only then renamed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def convert(checkpoint: Path, folder: Path, *, model: str) -> None:
         "num_classes": made.num_classes,
         "num_features": made.num_features,
         "pretrained_cfg": {
-            key: made.pretrained_cfg[key] for key in ("input_size", "num_classes", "crop_pct", "classifier", "license")
+            key: made.pretrained_cfg[key]
+            for key in ("tag", "input_size", "mean", "std", "num_classes", "crop_pct", "classifier", "license")
         },
         "eo_zoo": {"version": eo_zoo.__version__, "sha256": made.weights_origin.sha256, "bands": made.bands},
     }

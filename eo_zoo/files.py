@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import uuid
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def sweep(path: Path) -> None:
     """Remove what killed processes of this machine left while writing ``path``."""
-    for part in path.parent.glob(f".{path.name}.*-*.part"):
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*-*.part"):
         process = part.name.removeprefix(f".{path.name}.").partition("-")[0]
         with contextlib.suppress(OSError):
             if process.isdigit() and not _lives(int(process)):

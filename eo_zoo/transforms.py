@@ -110,6 +110,7 @@ def create_transform(
             f"give stats= (recorded for it: {others})"
         )
     statistics = sensors.get_statistics(stats if stats is not None else record.statistics[sensor])
-    if bands is not None:
-        statistics = statistics.select(sensors.resolve_bands(bands, sensor))
+    # by name: a set of statistics may be in a file's order, as EuroSAT's, which is not its sensor's
+    names = sensors.get_sensor(sensor).band_names if bands is None else sensors.resolve_bands(bands, sensor)
+    statistics = statistics.select(names)
     return nn.Sequential(Normalize(statistics), Resize(size or registry.input_size(record.name)))

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from rasterio.warp import transform_bounds
 
 import eo_zoo
-from eo_zoo import cli, registry
+from eo_zoo import cli, geo, registry
 from eo_zoo.errors import DownloadError, MissingExtra
 from tests.geo.rasters import s2_folder, smooth, stac_item, write_raster
 
@@ -86,6 +87,36 @@ class TestFacts:
 
     def test_unknown_option(self, run):
         assert run("embed", "x.tif", "-o", "y.tif", "--nonsense")[0] == 2
+
+
+OPTIONS = {
+    "--weights": ("w.pth", Path("w.pth")), "--cache-dir": ("c", Path("c")), "--sensor": ("S1", "S1"),
+    "--bands": ("VV, VH", ["VV", "VH"]), "--bbox-crs": ("EPSG:4326", "EPSG:4326"), "--resolution": ("5", 5.0),
+    "--units": ("db", "db"), "--boa-offset": ("-1", -1.0), "--nodata": ("7", 7.0), "--stats": ("s", "s"),
+    "--layer": ("2", 2), "--pool": ("avg", "avg"), "--overlap": ("8", 8), "--min-valid": ("0.5", 0.5),
+    "--batch-size": ("3", 3), "--device": ("cpu", "cpu"), "--dtype": ("bfloat16", "bfloat16"),
+    "--out-dtype": ("float16", "float16"), "--preview": ("p.png", Path("p.png")),
+}  # fmt: skip
+
+
+def test_every_option_of_embed_arrives(run, monkeypatch):
+    seen = {}
+
+    def fake(source, model, output, **arguments):
+        seen.update(arguments)
+        arguments["report"]("warning", "careful")
+        arguments["report"]("note", "a step")
+        return SimpleNamespace(summary=lambda: "the end", to_dict=dict)
+
+    monkeypatch.setattr(geo, "embed_raster", fake)
+    words = [word for option, (text, _) in OPTIONS.items() for word in (option, text)]
+    code, out, err = run("embed", "x", "-o", "y.tif", *words, "-q", "--overwrite")
+    assert code == 0 and not out and err == "warning: careful"
+    expected = {option.strip("-").replace("-", "_"): value for option, (_, value) in OPTIONS.items()}
+    assert {name: seen[name] for name in expected} == expected
+    assert seen["progress"] is False and seen["overwrite"] is True
+    code, out, err = run("embed", "x", "-o", "y.tif")
+    assert seen["bands"] is None and seen["progress"] is None and "a step" in err and "the end" in out
 
 
 class TestEmbed:

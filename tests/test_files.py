@@ -11,7 +11,7 @@ from eo_zoo.files import replacing, sweep
 
 
 def test_replacing_takes_the_name_only_at_the_end(tmp_path: Path) -> None:
-    out = tmp_path / "out.tif"
+    out = tmp_path / "out[1].tif"
     out.write_text("old")
     with pytest.raises(KeyboardInterrupt), replacing(out) as temporary:
         temporary.write_text("half")
@@ -23,11 +23,21 @@ def test_replacing_takes_the_name_only_at_the_end(tmp_path: Path) -> None:
     assert out.read_text() == "new" and [out] == list(tmp_path.iterdir())
 
 
+def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as one, replacing(tmp_path / "a") as two:
+        assert one != two
+        one.write_text("1")
+        two.write_text("2")
+        inode = one.stat().st_ino
+    # the last to finish is the one that was opened first; it was renamed, not copied
+    assert (tmp_path / "a").read_text() == "1" and (tmp_path / "a").stat().st_ino == inode
+
+
 def test_sweep_removes_what_a_killed_process_left(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    kept = {f".other.tif.{dead.pid}-ab.part", f".out.tif.{os.getpid()}-ab.part", "out.tif"}
-    for name in (*kept, f".out.tif.{dead.pid}-ab.part"):
+    kept = {f".other.tif.{dead.pid}-ab.part", f".out[1].tif.{os.getpid()}-ab.part", "out[1].tif"}
+    for name in (*kept, f".out[1].tif.{dead.pid}-ab.part"):
         (tmp_path / name).touch()
-    sweep(tmp_path / "out.tif")
+    sweep(tmp_path / "out[1].tif")
     assert {path.name for path in tmp_path.iterdir()} == kept

@@ -24,6 +24,13 @@ def test_bands_by_name_and_other_statistics():
     transform = eo_zoo.create_transform("smarties_vit_nano", bands=["B04", "B03", "B02"])
     chosen = sensors.get_statistics("nano/S2-L2A").select(["red_2", "green_2", "blue_1"])
     torch.testing.assert_close(transform(x), sensors.normalize(x, chosen))
+    x = torch.rand(13, 112, 112) * 3000
+    own_order = eo_zoo.create_transform("smarties_vit_nano", "S2-L1C", stats="EuroSAT")(x)
+    file_order = sensors.reorder(x, "S2-L1C", "eurosat")
+    by_file = eo_zoo.create_transform(
+        "smarties_vit_nano", "S2-L1C", stats="EuroSAT", bands=sensors.get_order("eurosat")
+    )
+    torch.testing.assert_close(sensors.reorder(by_file(file_order), "eurosat", "S2-L1C"), own_order)
     eurosat = eo_zoo.create_transform("smarties_vit_base", "S2-L1C", stats="EuroSAT", size=64)
     assert eurosat(torch.zeros(13, 64, 64)).shape == (13, 64, 64)
 
@@ -66,6 +73,7 @@ def test_values_are_checked(caplog):
         (dict(sensor="MODIS"), "none for MODIS"),
         (dict(sensor="AERIAL"), "anysat/aerial"),
         (dict(bands=["B10"]), "B10"),
+        (dict(sensor="S1", stats="EuroSAT"), "microwave_1"),
         (dict(stats="EuroSat2"), "EuroSAT"),
     ],
 )

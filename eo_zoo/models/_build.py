@@ -63,11 +63,11 @@ class StrictLoading(nn.Module):
     def _fill(self, tensors: dict[str, Tensor], what: str) -> None:
         own = super().state_dict()
         tensors, fresh = self.adapt(tensors)
-        heads = {name for name in {*own, *tensors} if name.startswith("head.")}
-        if any(name not in own or name not in tensors or own[name].shape != tensors[name].shape for name in heads):
+        mine, given = ({n: t.shape for n, t in d.items() if n.startswith("head.")} for d in (own, tensors))
+        if not mine or not given or (set(mine) == set(given) and mine != given):
             # Asked for by num_classes: either no head at all, or one of another size than the file's.
-            tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
-            fresh |= dict.fromkeys(heads & set(own), NEW_HEAD)
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in given}
+            fresh |= dict.fromkeys(mine, NEW_HEAD)
         weights.check_fit(tensors, own, optional=fresh, what=what)
         for name, reason in fresh.items():
             _logger.log(
@@ -78,11 +78,15 @@ class StrictLoading(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's, but an official checkpoint's names are accepted too (timm's ``checkpoint_path=``)."""
-        self.weights_origin = weights.Origin(None, "a state dict", "", verified=False)
         if strict and set(state_dict) - set(super().state_dict()):
             self._fill(self.from_official(state_dict), "the state dict")
             return _IncompatibleKeys([], [])
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # torch calls this for every module that gets tensors, also as a part of a larger one
+        self.weights_origin = weights.Origin(None, "a state dict", "", verified=False)
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 def cfgs_for(prefix: str, **common: Any) -> dict[str, dict[str, Any]]:
@@ -108,15 +112,16 @@ def cfgs_for(prefix: str, **common: Any) -> dict[str, dict[str, Any]]:
 
 
 def input_cfg(record: weights.Record | None, sensor: str | None, bands: Sequence[str]) -> dict[str, Any]:
-    """timm's mean and std for these bands: those that follow the clipping; nothing where none are recorded."""
-    sensor = sensors.get_sensor(sensor or "S2").name
-    if record is None or sensor not in record.statistics:
-        return {}
-    statistics = sensors.get_statistics(record.statistics[sensor])
-    if not set(bands) <= set(statistics.bands):
-        return {}
-    chosen = statistics.select(bands)
-    return dict(mean=chosen.mean, std=chosen.std)
+    """timm's mean and std for these bands: those that follow the clipping; 0 and 1 where none are recorded."""
+    recorded = dict(record.statistics) if record else {}
+    if sensor is not None:
+        name = sensors.get_sensor(sensor).name
+        recorded = {name: recorded[name]} if name in recorded else {}
+    for statistics in map(sensors.get_statistics, recorded.values()):
+        if set(bands) <= set(statistics.bands):
+            chosen = statistics.select(bands)
+            return dict(mean=chosen.mean, std=chosen.std)
+    return dict(mean=(0.0,) * len(bands), std=(1.0,) * len(bands))
 
 
 def record_of(variant: str, pretrained_cfg: Any = None) -> weights.Record | None:
@@ -159,7 +164,6 @@ def build(
             )
         if pretrained and cfg.state_dict:
             model._fill(cls.from_official(cfg.state_dict), "the state dict")
-            model.weights_origin = weights.Origin(None, "a state dict", "", verified=False)
         elif pretrained:
             model.load_weights(_source(variant, cfg), cache_dir=cache_dir)
         return model
@@ -180,10 +184,13 @@ def _source(variant: str, cfg: Any) -> weights.Record | Path:
         return Path(cfg.file) / "model.safetensors"
     if cfg.file:
         return Path(cfg.file)
-    if cfg.source == "hf-hub":
+    record = weights.RECORDS.get(f"{variant}.{cfg.tag}")
+    default = resolve_pretrained_cfg(variant, cfg.tag if record else None)
+    if cfg.url and cfg.url != default.url:
+        raise InputError(f"weights are not fetched from just any address ({cfg.url}): download it and give file=PATH")
+    if cfg.hf_hub_id and (cfg.hf_hub_id, cfg.hf_hub_filename) != (default.hf_hub_id, default.hf_hub_filename):
         file = cfg.hf_hub_filename or "model.safetensors"
         return weights.Record(f"{variant}.hub", f"hf://{cfg.hf_hub_id}/{file}", layout="", licence=cfg.license or "")
-    record = weights.RECORDS.get(f"{variant}.{cfg.tag}")
     if record is None:
         raise InputError(f"no weights are published for {variant}.{cfg.tag}: pretrained=False gives random ones")
     return record

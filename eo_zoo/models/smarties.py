@@ -29,8 +29,15 @@ from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.models._build import StrictLoading, build, cfgs_for, input_cfg, record_of
 
 PROJECTIONS = 17
-# Options of timm's VisionTransformer that would change what the tokens are, with the only value there is here.
-FOREIGN = {"reg_tokens": 0, "class_token": True, "no_embed_class": False, "pre_norm": False, "dynamic_img_pad": False}
+# Options of timm's VisionTransformer that SMARTIES does not have, with the only value there is here.
+FOREIGN = {
+    "reg_tokens": 0,
+    "class_token": True,
+    "no_embed_class": False,
+    "pre_norm": False,
+    "dynamic_img_pad": False,
+    "weight_init": "",
+}
 Rows = tuple[tuple[float, ...], ...]  # one a band, over the projections
 BANDS_SCALE = 12  # the public code multiplies the mean over the bands by 12, however many bands there are
 
@@ -182,10 +189,11 @@ class SpectrumEmbed(nn.Module):
         """Set the image size in pixels; the patch size is fixed by the weights."""
         if patch_size is not None and to_2tuple(patch_size) != self.patch_size:
             raise InputError(f"the patch size is fixed at {self.patch_size[0]} by the weights, got {patch_size}")
-        height, width = self.img_size = to_2tuple(img_size or self.img_size)
+        height, width = to_2tuple(img_size or self.img_size)
         patch = self.patch_size[0]
         if height % patch or width % patch:
             raise InputError(f"img_size {height} x {width} is not a multiple of the patch size {patch}")
+        self.img_size = (height, width)
         self.grid_size = (height // patch, width // patch)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
@@ -364,17 +372,24 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
         """Fit mapped tensors to this model's pooling and image size; see ``StrictLoading.adapt``."""
         fresh: dict[str, str] = {}
         averaged = isinstance(self.norm, nn.Identity) and not isinstance(self.fc_norm, nn.Identity)
-        if averaged and "fc_norm.weight" not in tensors:
+        has_fc_norm = any(name.startswith("fc_norm.") for name in tensors)
+        if averaged and not has_fc_norm:
             # Pretraining has no fc_norm; the public fine-tuning starts it at 1 and 0 and drops norm.
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("norm.")}
             fresh = dict.fromkeys(("fc_norm.weight", "fc_norm.bias"), "starts at 1 and 0, as in the public code")
-        elif not averaged and "fc_norm.weight" in tensors:
+        elif not averaged and has_fc_norm:
             raise WeightsError(
                 "these weights were trained with average pooling: create the model with global_pool='avg'"
             )
         if "pos_embed" in tensors:
-            side = round((tensors["pos_embed"].shape[1] - 1) ** 0.5)
-            if side * side + 1 == tensors["pos_embed"].shape[1]:
+            count, grid = tensors["pos_embed"].shape[1] - 1, self.patch_embed.grid_size
+            side = round(count**0.5)
+            if side * side == count == grid[0] * grid[1] and grid != (side, side):
+                raise WeightsError(
+                    f"the {count} positions may be those of {side} x {side} or of {grid[0]} x {grid[1]} patches: build "
+                    "the model at another size, or give the tensors to load_state_dict, which takes them as they are"
+                )
+            if side * side == count:
                 table = resample_positions(tensors["pos_embed"], (side, side), self.patch_embed.grid_size)
                 tensors = {**tensors, "pos_embed": table}
         return tensors, fresh

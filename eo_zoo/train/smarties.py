@@ -59,6 +59,8 @@ class SmartiesMaskedAutoencoder(nn.Module):
         norm_pix_loss: bool = True,
     ) -> None:
         super().__init__()
+        if isinstance(encoder.norm, nn.Identity):
+            raise InputError("pretraining needs the encoder's final norm: create it with global_pool='token'")
         self.encoder: SmartiesVisionTransformer = encoder
         self.encoder.pos_embed.requires_grad_(False)
         self.norm_pix_loss = norm_pix_loss
@@ -102,6 +104,8 @@ class SmartiesMaskedAutoencoder(nn.Module):
         Raises:
             InputError: unequal shapes, or a band without a head of its own (the averaged and unprojected ones).
         """
+        if not 0 < mask_ratio < 1:
+            raise InputError(f"mask_ratio is {mask_ratio}, expected a share between 0 and 1")
         if first.shape != second.shape:
             raise InputError(
                 f"the pair differs in shape: {tuple(first.shape)} and {tuple(second.shape)}; "
@@ -188,8 +192,8 @@ class SmartiesMaskedAutoencoder(nn.Module):
 
 def repeat_bands(x: Tensor, bands: Sequence[str], count: int = 12) -> tuple[Tensor, tuple[str, ...]]:
     """Repeat whole sets of bands up to ``count``, as pretraining does: VV VH becomes VV VH VV VH ..."""
-    if count % len(bands):
-        raise InputError(f"{len(bands)} bands cannot be repeated to {count}")
+    if not bands or x.shape[1] != len(bands) or count % len(bands):
+        raise InputError(f"{len(bands)} bands of {x.shape[1]} channels cannot be repeated to {count}")
     times = count // len(bands)
     return x.repeat(1, times, 1, 1), tuple(bands) * times
 

@@ -31,6 +31,8 @@ def test_folder_reads_back_equal(tmp_path):
     x = torch.randn(1, 12, 112, 112)
     with torch.no_grad():
         assert torch.equal(by_folder(x), eo_zoo.create_model("smarties_vit_nano")(x))
+    assert "unverified" in eo_zoo.info(by_folder)["weights"]
+    assert by_folder.pretrained_cfg["mean"] == eo_zoo.create_model("smarties_vit_nano").pretrained_cfg["mean"]
     assert {path.name for path in tmp_path.iterdir()} == {"out", "cache"}
     again = run(BUNDLED, "-o", tmp_path / "out", "--model", "smarties_vit_nano")
     assert again.returncode == 2 and "exists" in again.stderr

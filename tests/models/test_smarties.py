@@ -11,7 +11,7 @@ from torch import nn
 
 import eo_zoo
 from eo_zoo import sensors
-from eo_zoo.errors import InputError, WeightsError
+from eo_zoo.errors import DownloadError, InputError, WeightsError
 from eo_zoo.models.smarties import (
     SmartiesVisionTransformer,
     from_official,
@@ -195,7 +195,9 @@ class TestBands:
         assert tiny(sensor="RGB", in_chans=3).in_chans == 3
 
 
-@pytest.mark.parametrize("option", [dict(reg_tokens=4), dict(class_token=False), dict(dynamic_img_pad=True)])
+@pytest.mark.parametrize(
+    "option", [dict(reg_tokens=4), dict(class_token=False), dict(pre_norm=True), dict(weight_init="skip")]
+)
 def test_options_that_smarties_does_not_have(option):
     with pytest.raises(InputError, match=f"has no {next(iter(option))}"):
         tiny(**option)
@@ -233,6 +235,9 @@ class TestSizes:
         later.pos_embed.requires_grad_(False)
         later.set_input_size((128, 192))
         assert later.pos_embed.shape == (1, 97, 64) and not later.pos_embed.requires_grad
+        with pytest.raises(InputError, match="multiple"):
+            later.set_input_size(115)
+        assert later.patch_embed.img_size == (128, 192)
         with pytest.raises(InputError, match="fixed at 16"):
             later.set_input_size(patch_size=8)
 
@@ -322,6 +327,10 @@ class TestLoading:
         assert model.weights_origin.verified
         model.load_state_dict(model.state_dict())
         assert eo_zoo.info(model)["weights"] == "a state dict (unverified)"
+        model = eo_zoo.create_model("smarties_vit_nano")
+        whole = nn.ModuleDict({"encoder": model})
+        whole.load_state_dict(whole.state_dict())
+        assert eo_zoo.info(model)["weights"] == "a state dict (unverified)"
         model.init_weights()
         assert eo_zoo.info(model)["weights"] == "random"
         by_checkpoint = timm.create_model("smarties_vit_nano", checkpoint_path=str(file), **TINY)
@@ -342,6 +351,10 @@ class TestLoading:
         assert (
             mixed.pretrained_cfg["mean"] == sensors.get_statistics("smarties/S2-L2A").select(["red_2", "blue_1"]).mean
         )
+
+    def test_configuration_where_nothing_is_recorded(self):
+        unrecorded = timm.create_model("smarties_vit_base", bands=["B04", "VV"], depth=1)
+        assert unrecorded.pretrained_cfg["mean"] == (0, 0) and unrecorded.pretrained_cfg["std"] == (1, 1)
 
     def test_a_new_head_is_called_random(self, tiny_files, caplog):
         with caplog.at_level(logging.WARNING, "eo_zoo"):
@@ -365,6 +378,37 @@ class TestLoading:
         save_file(tensors, tmp_path / "y.safetensors")
         with pytest.raises(WeightsError, match=r"norm\.bias"):
             tiny(tmp_path / "y.safetensors", num_classes=10)
+
+    def test_half_a_head_or_half_a_norm_is_an_error(self, tmp_path):
+        save_file(official("tiny", 64) | {"head.weight": torch.ones(10, 64)}, tmp_path / "head.safetensors")
+        with pytest.raises(WeightsError, match=r"head\.bias"):
+            tiny(tmp_path / "head.safetensors", num_classes=10)
+        tensors = official("tiny", 64, fc_norm=True)
+        del tensors["fc_norm.weight"]
+        save_file(tensors, tmp_path / "norm.safetensors")
+        with pytest.raises(WeightsError, match=r"fc_norm\.weight"):
+            tiny(tmp_path / "norm.safetensors", global_pool="avg")
+
+    def test_positions_of_unclear_shape(self, tmp_path):
+        """36 positions may be 6 x 6 or 4 x 9: nothing is guessed."""
+        model = tiny(img_size=(64, 144))
+        save_file(model.state_dict(), tmp_path / "wide.safetensors")
+        with pytest.raises(WeightsError, match="6 x 6 or of 4 x 9"):
+            tiny(tmp_path / "wide.safetensors", img_size=(64, 144))
+        again = tiny(img_size=(64, 144))
+        again.load_state_dict(load_file(tmp_path / "wide.safetensors"))
+        assert torch.equal(again.pos_embed, model.pos_embed)
+
+    def test_other_places_are_taken_or_refused_but_not_ignored(self, monkeypatch):
+        monkeypatch.setenv("EO_ZOO_OFFLINE", "1")
+        for overlay, words in (
+            (dict(hf_hub_id="owner/repo"), "owner/repo"),
+            (dict(url="https://example.org/x.pth"), "just any address"),
+        ):
+            with pytest.raises((InputError, DownloadError), match=words):
+                timm.create_model("smarties_vit_base", pretrained=True, pretrained_cfg_overlay=overlay, depth=1)
+        with pytest.raises(InputError, match="folder"):
+            eo_zoo.create_model("smarties_vit_nano", weights="")
 
     def test_torchs_own_strictness_stays(self):
         model = tiny()
@@ -390,6 +434,14 @@ class TestLoading:
     def test_no_weights_published(self):
         with pytest.raises(InputError, match="random"):
             timm.create_model("smarties_vit_nano", pretrained=True, pretrained_cfg=dict(tag="nothing"), **TINY)
+
+    def test_names_that_do_not_belong_together(self):
+        prefixed = {f"smarties.{key}": tensor for key, tensor in official("tiny", 64).items()}
+        with pytest.raises(WeightsError, match="mask_token"):
+            from_official({**prefixed, "mask_token": torch.zeros(1)})
+        both = {**tiny().state_dict(), "spectrum_projection.spectrum_embeds.0.proj.weight": torch.zeros(1)}
+        with pytest.raises(WeightsError, match="missing"):
+            from_official(both)
 
     def test_from_official_keeps_every_value(self):
         tensors = official("tiny", 64)

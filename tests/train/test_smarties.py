@@ -105,8 +105,28 @@ def test_wrong_pairs():
         model(**{**arguments, "mask_noise": torch.rand(2, 49)})
     with pytest.raises(InputError, match="blue_2"):
         model(**{**arguments, "first_bands": ["blue_2"] * 12})
+    for other in (arguments["second"][:1], arguments["second"][..., :208]):
+        with pytest.raises(InputError, match="differs in shape"):
+            model(**{**arguments, "second": other})
+    for ratio in (0, 1, 1.5):
+        with pytest.raises(InputError, match="mask_ratio"):
+            model(**{**arguments, "mask_ratio": ratio})
+    with pytest.raises(InputError, match="cannot be repeated"):
+        repeat_bands(torch.zeros(1, 0, 8, 8), [])
     with pytest.raises(InputError, match="cannot be repeated"):
         repeat_bands(torch.zeros(1, 5, 8, 8), ["B02"] * 5)
+
+
+def test_noise_differs_between_images_and_steps():
+    arguments = pair("s2_s1")
+    del arguments["mask_noise"]
+    one, two = (autoencoder()(**arguments).mask for _ in range(2))
+    assert not torch.equal(one[0], one[1]) and not torch.equal(one, two)
+
+
+def test_encoder_without_its_norm():
+    with pytest.raises(InputError, match="global_pool='token'"):
+        SmartiesMaskedAutoencoder(timm.create_model("smarties_vit_nano", global_pool="avg"))
 
 
 def test_pretraining_checkpoint_is_strict():
