@@ -255,8 +255,6 @@ def main() -> None:
         _fail(str(error), 2)
     except (DownloadError, MissingExtra, OSError) as error:
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
 
 
 if __name__ == "__main__":

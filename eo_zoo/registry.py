@@ -11,7 +11,8 @@ import torch
 from timm.models import model_entrypoint
 from torch import nn
 
-from eo_zoo import models, sensors, weights  # noqa: F401 - models fills the records
+# models is imported for what it does: it fills the records
+from eo_zoo import models, sensors, weights  # noqa: F401
 from eo_zoo.errors import InputError, nearest
 from eo_zoo.models._build import StrictLoading
 

@@ -163,8 +163,8 @@ class Statistics:
 
 
 def _is_finite(value: object) -> bool:
-    # the comparison is false for NaN too, and takes an integer of any size
     real = isinstance(value, (int, float, numpy.floating)) and not isinstance(value, bool)
+    # the comparison is false for NaN too, and takes an integer of any size; mypy does not see what real says of value
     return real and bool(abs(value) <= sys.float_info.max)  # type: ignore[arg-type]
 
 
@@ -400,6 +400,7 @@ def reorder(
         return x
     index = [source.index(name) for name in target]
     if isinstance(x, numpy.ndarray):
+        # a TypeVar without bounds, so that torch need not be imported, tells mypy neither of the two types
         return x.take(index, axis=axis)  # type: ignore[return-value]
     return x[(slice(None),) * axis + (index,)]  # type: ignore[index]
 

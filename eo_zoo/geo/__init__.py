@@ -4,7 +4,7 @@ from eo_zoo.errors import require
 
 require("rasterio", "geo")
 
-# after the check, which names the pip line if rasterio is missing
+# Both after the check, which names the pip line if rasterio is missing.
 from eo_zoo.geo.embed import embed_raster  # noqa: E402
 from eo_zoo.geo.scene import open_scene  # noqa: E402
 

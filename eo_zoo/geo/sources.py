@@ -171,6 +171,7 @@ def _named(
             f"({', '.join(bands)}); give one name for each, in the file's order"
         )
     names = list(given_bands(bands, sensor))
+    # said is empty where the file's own descriptions could not be read
     wrong = [f"{name} ({other})" for name, other in zip(names, said, strict=False) if other and other != name]
     if wrong:
         found.warnings.append(f"{label}: --bands differs from the file's own descriptions: {', '.join(wrong)}")

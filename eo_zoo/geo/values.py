@@ -264,6 +264,7 @@ def _order_of_bands(medians: Mapping[str, float], sensor: str) -> list[str]:
     ordered = [band.name for band in sorted(bands, key=lambda band: sum(band.wavelength or ()))]
     ordered = [name for name in ordered if name != "short_wave_infrared_2"]  # the cirrus band itself
     warnings = []
+    # every band with the two beside it: the shifted lists end earlier
     for before, band, after in zip(ordered, ordered[1:], ordered[2:], strict=False):
         around = min(medians[before], medians[after])
         if medians[band] < CIRRUS and around > 10 * max(medians[band], 1):

@@ -92,6 +92,7 @@ def locked(root: Path, name: str) -> Iterator[None]:
         except filelock.Timeout:
             logger.info("waiting for another process that prepares %s", name)
             lock.acquire()
+    # a read-only folder, or a file system without locks, of which filelock says that it is not implemented
     except (OSError, NotImplementedError) as error:
         logger.debug("no lock for %s: %s", name, error)
     try:

@@ -61,6 +61,7 @@ class Inert:
 class InertDict:
     """Stands in for subclasses of dict: torch's unpickler fills only real dicts, so that is what it makes."""
 
+    # on purpose: torch's unpickler makes what it is told to make, and gets a plain dict
     def __new__(cls, *_: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         """Accept any arguments; give an empty dict."""
         return OrderedDict()
