@@ -29,12 +29,25 @@ from eo_zoo.weights.cache import cache_root
 from eo_zoo.weights.checkpoint import check_fit, read
 
 __all__ = [
-    "RECORDS", "Origin", "Record", "cache_root", "check_fit", "load", "pinned", "read", "register",
+    "RECORDS", "Origin", "Record", "Task", "cache_root", "check_fit", "load", "pinned", "read", "register",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 Mapper = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the head of a tuned weight set answers, and how well by its paper."""
+
+    kind: str  # "scene" (one class an image), "multi-label" or "segmentation"
+    classes: tuple[str, ...]  # in the order of the logits
+    data_set: str
+    method: str  # "fine-tuned" or "linear probe"
+    metric: str  # of the paper's result
+    result: float | None  # per cent; None where the paper gives none
+    size: int  # pixels a side of the data set's images
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,7 @@ class Record:
     # sensor: metres per pixel seen in training, lowest and highest
     gsd: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     trained_on: str = ""
+    task: Task | None = None  # None: features only
     paper: str = ""
     citation: str = ""
     repository: str = ""
