@@ -3,77 +3,14 @@
     python converters/smarties.py smarties-v1-vitb.safetensors -o folder [--model smarties_vit_base]
     timm.create_model("local-dir:folder", pretrained=True)   # after import eo_zoo
 
-The encoder alone: decoder and classification head are left out. Strict otherwise: a tensor that is missing, unknown
-or of another shape stops it. The folder is written beside, read back, compared tensor by tensor, and only then renamed.
+The decoder is left out, and so is a head, unless the model is given with the tag that it belongs to
+(``--model smarties_vit_base.eurosat_finetune``). Strict otherwise: a tensor that is missing, unknown or of another
+shape stops it. The folder is written beside, read back, compared tensor by tensor, and only then renamed.
 """
 
-from __future__ import annotations
-
-import argparse
-import json
-import shutil
 import sys
-import tempfile
-from pathlib import Path
 
-import timm
-import torch
-from safetensors.torch import save_file
-
-import eo_zoo
-from eo_zoo.errors import InputError, WeightsError
-
-
-def convert(checkpoint: Path, folder: Path, *, model: str) -> None:
-    """Write ``folder`` with model.safetensors and config.json.
-
-    Raises:
-        InputError: the folder exists.
-        WeightsError: the checkpoint is not exactly this model's, or what was read back differs.
-    """
-    if folder.exists():
-        raise InputError(f"{folder} exists: remove it, or give another folder")
-    made = eo_zoo.create_model(model, weights=checkpoint)
-    config = {
-        "architecture": model,
-        "num_classes": made.num_classes,
-        "num_features": made.num_features,
-        "pretrained_cfg": {
-            key: made.pretrained_cfg[key]
-            for key in ("tag", "input_size", "mean", "std", "num_classes", "crop_pct", "classifier", "license")
-        },
-        "eo_zoo": {"version": eo_zoo.__version__, "sha256": made.weights_origin.sha256, "bands": made.bands},
-    }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        tensors = {name: tensor.contiguous() for name, tensor in made.state_dict().items()}
-        save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
-        (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        again = timm.create_model(f"local-dir:{beside}", pretrained=True).state_dict()
-        if set(again) != set(tensors) or not all(torch.equal(again[name], tensors[name]) for name in tensors):
-            raise WeightsError(f"{folder}: what was read back differs from what was written")
-        beside.chmod(0o755)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def main() -> int:
-    """Parse the arguments and convert; exit code 2 for a checkpoint or folder that cannot be used."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--model", default="smarties_vit_base", choices=eo_zoo.list_models("smarties_"))
-    arguments = parser.parse_args()
-    try:
-        convert(arguments.checkpoint, arguments.output, model=arguments.model)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{arguments.output}: every tensor read back and equal")
-    return 0
-
+from folder import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, "smarties", "smarties_vit_base"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ from torch import nn
 
 # models is imported for what it does: it fills the records
 from eo_zoo import models, sensors, weights  # noqa: F401
-from eo_zoo.errors import InputError, nearest
-from eo_zoo.models._build import StrictLoading
+from eo_zoo.errors import DownloadError, InputError, nearest
 
 
 def list_models(filter: str = "*") -> list[str]:
@@ -110,16 +110,47 @@ def download(name: str, *, cache_dir: str | Path | None = None) -> weights.Origi
 
     Raises:
         InputError: unknown name.
-        WeightsError: what came is damaged, or not what it was at first use.
+        WeightsError: what came is damaged, not what it was at first use, or does not fit the architecture.
         DownloadError: it cannot be fetched.
     """
     record = get_record(name)
-    family = StrictLoading.families[record.layout]
-    return weights.load(record, family.from_official, layout=family.layout, cache_dir=cache_dir)[1]
+    with torch.device("meta"):
+        model = timm.create_model(record.name)
+    return model.obtain(record, cache_dir=cache_dir, own_head=record.task is not None)[1]
+
+
+def download_all(name: str, *, cache_dir: str | Path | None = None) -> list[dict[str, Any]]:
+    """`download` of every weight set of one architecture, one after another; a failure does not stop the others.
+
+    Returns:
+        For each, in the order of `list_tags`: name, size (bytes of the official file), sha256 and verified (None where
+        it failed), from ("fetched", "cache" or "package"), and error (None, or the sentence).
+
+    Raises:
+        InputError: unknown name, or one of a single weight set.
+    """
+    get_record(name)
+    if name not in list_models():
+        raise InputError(f"'{name}' is one weight set: for all, give the architecture alone, {name.partition('.')[0]}")
+    rows = []
+    for full in list_tags(name):
+        record = weights.RECORDS[full]
+        row = {"name": full, "size": record.size, "sha256": None, "verified": None, "from": None, "error": None}
+        rows.append(row)
+        try:
+            cached = weights.is_cached(record, layout=record.layout, cache_dir=cache_dir)
+            origin = download(full, cache_dir=cache_dir)
+            size = record.size or weights.pinned(record, cache_dir=cache_dir).get("size")
+        except (InputError, DownloadError, OSError) as error:
+            row["error"] = str(error)
+        else:
+            place = "cache" if cached else "package" if record.scheme == "package" else "fetched"
+            row |= {"size": size, "sha256": origin.sha256, "verified": origin.verified, "from": place}
+    return rows
 
 
 def table(filter: str = "*") -> list[dict[str, Any]]:
-    """One row for each weight set whose architecture matches: name, title, sensors, licence, parameters."""
+    """One row for each weight set whose architecture matches: name, title, task, sensors, licence, parameters."""
     rows = []
     for name in list_models(filter):
         parameters = parameter_count(name)
@@ -129,6 +160,7 @@ def table(filter: str = "*") -> list[dict[str, Any]]:
                 {
                     "name": full,
                     "title": record.title,
+                    "task": record.task.kind if record.task else None,
                     "sensors": list(record.sensors),
                     "licence": record.licence,
                     "parameters": parameters,
@@ -154,11 +186,13 @@ def info(model: str | nn.Module) -> dict[str, Any]:
             verified, unverified (a local file) or random.
 
     Returns:
-        name, title, description, sensor (the default one), bands of it (name, the sensor's own name, wavelength in
-        nm, metres per pixel), sensors, accepts (all bands it can take), units, statistics (by sensor), gsd (by sensor:
-        metres per pixel seen in training, lowest and highest), licence, terms, citation, paper, repository, trained_on,
-        source, size (bytes), sha256, parameters, weights. Size and hash are None where the publisher's are not known
-        and this machine has not pinned one at first use.
+        name, title, description, sensor (the default one, or all that are taken together), bands of it (name, the
+        sensor's own name, wavelength in nm, metres per pixel), sensors, accepts (all bands it can take), units,
+        statistics (by sensor), gsd (by sensor: metres per pixel seen in training, lowest and highest), task (None for
+        features; else kind, classes in the order of the logits, data_set, method, metric, the paper's result in per
+        cent or None, and size, the pixels a side of the data set's images), licence, terms, citation, paper,
+        repository, trained_on, source, size (bytes), sha256, md5, parameters, weights. Size and hash are None where the
+        publisher's are not known and this machine has not pinned one at first use.
 
     Raises:
         InputError: unknown name; the message gives the nearest.
@@ -172,22 +206,22 @@ def info(model: str | nn.Module) -> dict[str, Any]:
         record, held = found, str(getattr(getattr(model, "model", model), "weights_origin", None) or "random")
     pin = weights.pinned(record)
     architecture = record.name.partition(".")[0]
-    sensor = sensors.get_sensor(record.sensors[0])
-    accepts = [band for band in sensor.bands if band.name in record.accepts]
-    statistics = sensors.get_statistics(record.statistics[sensor.name])
+    used = record.sensors if record.together else record.sensors[:1]
+    accepts = [band for name in used for band in sensors.get_sensor(name).bands if band.name in record.accepts]
     return {
         "name": record.name,
         "title": record.title,
         "description": (model_entrypoint(architecture).__doc__ or "").partition("\n")[0],
-        "sensor": sensor.name,
+        "sensor": " and ".join(used),
         "bands": [
             {"name": b.name, "sensor_name": b.sensor_name, "wavelength_nm": b.wavelength, "gsd": b.gsd} for b in accepts
         ],
         "sensors": list(record.sensors),
         "accepts": list(record.accepts),
-        "units": statistics.units,
+        "units": " and ".join(sensors.get_statistics(record.statistics[name]).units for name in used),
         "statistics": {name: sensors.get_statistics(own).to_dict() for name, own in record.statistics.items()},
         "gsd": dict(record.gsd),
+        "task": dataclasses.asdict(record.task) | {"classes": list(record.task.classes)} if record.task else None,
         "licence": record.licence,
         "terms": record.terms,
         "citation": record.citation,
@@ -197,6 +231,7 @@ def info(model: str | nn.Module) -> dict[str, Any]:
         "source": record.source,
         "size": record.size or pin.get("size"),
         "sha256": record.sha256 or pin.get("sha256"),
+        "md5": record.md5,
         "parameters": parameter_count(record.name),
         "weights": held,
     }

@@ -1,19 +1,22 @@
-"""A stand-in for the Hugging Face Hub on the loopback interface, with its faults.
+"""A stand-in for the Hugging Face Hub, and for any other web server, on the loopback interface, with their faults.
 
     with HubServer() as hub:
         hub.add("owner/repo", "file.safetensors", data)
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
 
 Serves HEAD and GET of /OWNER/REPO/resolve/REVISION/FILE as the Hub does (commit, LFS hash and size in
-headers, ranges) and, for mirrors, /OWNER/REPO/FILE. The attributes of a file switch its faults on.
+headers, ranges) and, as any web server, of /OWNER/REPO/FILE. The attributes of a file switch its faults on.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import socket
+import struct
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
@@ -27,19 +30,31 @@ class File:
     data: bytes
     etag: str  # what the Hub states: the SHA-256 for LFS files, a git hash (40 digits) for others
     status: int | None = None  # answer every request with this error
+    failures: list[int] = field(default_factory=list)  # answer the next requests with these errors, then as it should
     headers: tuple[tuple[str, str], ...] = ()  # added to every answer, as ("Retry-After", "1")
+    redirect: str | None = None  # send every GET there
+    sent: bytes | None = None  # other bytes than the stated ones
+    tag: str | None = None  # the ETag header of a GET, quotes included, if not the quoted etag; empty for none
+    ranges: bool = True  # whether Range is heard...
+    careless: bool = False  # ...even if If-Range names another version
+    chunked: bool = False  # do not tell the length
+    delay: float = 0.0  # seconds before a GET is answered
     cut_after: int | None = None  # close the connection after that many bytes of a GET...
     cuts: int = 1  # ...that many times
-    sent: bytes | None = None  # other bytes than the stated ones
-    delay: float = 0.0  # seconds before a GET is answered
+    fault: str = "close"  # how it is cut: "close", "reset" (like a crash) or "stall" (silence until the server stops)
 
 
 class HubServer:
-    """Context manager; ``url`` is the endpoint, ``requests`` what was asked, as (method, path, range)."""
+    """Context manager; ``url`` is the endpoint, ``requests`` what was asked, as (method, path, range).
+
+    ``headers`` holds the headers of the same requests, by lower-case names.
+    """
 
     def __init__(self) -> None:
         self.files: dict[tuple[str, str], File] = {}
         self.requests: list[tuple[str, str, str | None]] = []
+        self.headers: list[dict[str, str]] = []
+        self.stopped = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -53,6 +68,10 @@ class HubServer:
     def count(self, method: str) -> int:
         return sum(asked == method for asked, _, _ in self.requests)
 
+    def ranges(self) -> list[str | None]:
+        """The Range of each GET."""
+        return [span for method, _, span in self.requests if method == "GET"]
+
     def __enter__(self) -> HubServer:
         self._thread.start()
         return self
@@ -60,6 +79,7 @@ class HubServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stopped.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -84,29 +104,43 @@ class _Handler(BaseHTTPRequestHandler):
         return self.hub.files.get((match[1], match[2])) if match else None
 
     def _answer(self, *, body: bool) -> None:
-        asked = self.headers.get("Range")
-        self.hub.requests.append((self.command, self.path, asked))
+        self.hub.requests.append((self.command, self.path, self.headers.get("Range")))
+        self.hub.headers.append({name.lower(): value for name, value in self.headers.items()})
         file = self._find()
-        status = 404 if file is None else file.status
-        if file is None or status is not None:
-            self.send_response(status or 404)
-            if file is None:
-                self.send_header("X-Error-Code", "EntryNotFound")
+        if file is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self._finish(None, b"", body)
+        elif file.failures or file.status:
+            self.send_response(file.failures.pop(0) if file.failures else file.status or 500)
             self._finish(file, b"", body)
-            return
+        elif file.redirect is not None and body:
+            self.send_response(302)
+            self.send_header("Location", file.redirect)
+            self._finish(file, b"", body)
+        else:
+            self._send(file, body)
+
+    def _send(self, file: File, body: bool) -> None:
         if body and file.delay:
             threading.Event().wait(file.delay)
         data = file.data if file.sent is None else file.sent
-        start = int(match[1]) if asked and (match := re.match(r"bytes=(\d+)-", asked)) else 0
-        if start >= len(data) > 0:
+        tag = f'"{file.etag}"' if file.tag is None else file.tag
+        span = re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) if file.ranges else None
+        if not file.careless and self.headers.get("If-Range", tag) != tag:
+            span = None
+        start = int(span[1]) if span else 0
+        if span and start >= len(data):
             self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(data)}")
             self._finish(file, b"", body)
             return
-        self.send_response(206 if asked else 200)
-        if asked:
+        self.send_response(206 if span else 200)
+        if span:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{file.etag}"')
+        if tag:
+            self.send_header("ETag", tag)
         if len(file.etag) == 64:
             self.send_header("X-Linked-Etag", f'"{file.etag}"')
             self.send_header("X-Linked-Size", str(len(file.data)))
@@ -116,13 +150,29 @@ class _Handler(BaseHTTPRequestHandler):
     def _finish(self, file: File | None, data: bytes, body: bool) -> None:
         for name, value in file.headers if file else ():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
+        if file and file.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if not body:
             return
         if file and file.cut_after is not None and file.cuts > 0 and len(data) > file.cut_after:
             file.cuts -= 1
-            self.wfile.write(data[: file.cut_after])
-            self.close_connection = True
+            self._write(data[: file.cut_after], file.chunked)
+            self._break_off(file.fault)
             return
-        self.wfile.write(data)
+        self._write(data, bool(file and file.chunked))
+        if file and file.chunked:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def _write(self, data: bytes, chunked: bool) -> None:
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked and data else data)
+
+    def _break_off(self, fault: str) -> None:
+        self.close_connection = True
+        if fault == "stall":
+            self.hub.stopped.wait(60)
+        if fault == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())

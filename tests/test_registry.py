@@ -116,7 +116,9 @@ def test_every_tag_has_a_card_and_every_card_a_tag():
     assert cards == set(weights.RECORDS)
     for name, record in weights.RECORDS.items():
         text = (ROOT / "model_cards" / f"{name}.md").read_text()
-        assert f"license: {record.licence}" in text, name
+        # the Hub knows no name for some licences: there `license: other` stands above the name
+        assert re.search(rf"^license(_name)?: {re.escape(record.licence)}$", text, re.M), name
+        text = " ".join(text.split())  # lines may break anywhere
         assert record.trained_on in text and record.citation in text, name
 
 

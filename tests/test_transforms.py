@@ -5,8 +5,10 @@ import pytest
 import torch
 
 import eo_zoo
-from eo_zoo import sensors
+from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError
+from eo_zoo.transforms import SplineResize, spline_matrix
+from tests.procedural import uniform
 
 
 def test_normalise_then_resize():
@@ -80,3 +82,137 @@ def test_values_are_checked(caplog):
 def test_bad_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
         eo_zoo.create_transform("smarties_vit_base", **arguments)
+
+
+def check(found, expected, atol=1e-5):
+    torch.testing.assert_close(found.flatten(), torch.tensor(expected), atol=atol, rtol=0)
+
+
+class TestSplineResize:
+    """Expected numbers: skimage.transform.rescale(..., order=3, anti_aliasing=True) of scikit-image 0.21.0 and 0.26.0,
+    which the public evaluation of SMARTIES calls, in float64, on the same images."""
+
+    def test_enlarges_as_scikit_image_does(self):
+        found = SplineResize(9)(uniform("spline/enlarge", (2, 5, 7)))
+        assert found.shape == (2, 9, 9)
+        check(found[:, ::4, ::4], [
+            -0.985553, 1.586451, -0.162208, 0.500284, -1.088086, -0.982488, -0.048952, -1.038896, 0.148526,
+            -0.892845, -0.340379, -0.439137, -1.345424, 0.858164, 0.556074, 1.428315, -1.422620, 0.184448,
+        ])  # fmt: skip
+
+    def test_blurs_before_it_shrinks(self):
+        found = SplineResize(8)(uniform("spline/shrink", (2, 40, 25)))
+        check(found[:, ::4, ::4], [0.209712, 0.154692, 0.173632, 0.075374, -0.102399, -0.246298, -0.190562, 0.028770])
+
+    def test_shorter_side_and_centre_crop(self):
+        found = SplineResize(14, crop=0.875)(uniform("spline/crop", (2, 30, 44)))
+        assert found.shape == (2, 14, 14)
+        check(found[:, ::6, ::6], [
+            -0.529703, -0.563414, 0.165346, -0.821825, -0.359042, 0.648457, -0.582192, -0.028513, 0.237136,
+            1.009095, -1.354705, -0.928626, 1.295576, 0.137085, -0.575877, 0.170201, -1.351526, 0.375540,
+        ])  # fmt: skip
+
+    def test_each_image_is_clipped_to_its_own_range(self):
+        step = torch.zeros(2, 1, 8, 8)
+        step[..., 4:] = torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
+        found = SplineResize(32)(step)
+        assert found.amin() == 0 and torch.equal(found.amax(dim=(1, 2, 3)), torch.tensor([1.0, 5.0]))
+        torch.testing.assert_close(found[1], 5 * found[0])
+        low, high = torch.zeros(1, 8, 8), torch.full((1, 8, 8), 9.0)
+        both = torch.cat([step[0], low - 9, high])
+        overshoot = SplineResize(32)(both)[0]
+        assert overshoot.amin() < 0 and overshoot.amax() > 1
+        assert torch.equal(SplineResize(32, counted=[0])(both)[0], found[0, 0])
+
+    def test_an_image_of_the_size_stays(self):
+        x = torch.randn(2, 3, 16, 16)
+        assert torch.equal(SplineResize(16)(x), x)
+        assert torch.equal(SplineResize(14, crop=0.875)(x), x[..., 1:15, 1:15])
+
+    @pytest.mark.parametrize(("old", "new"), [(1, 5), (2, 7), (64, 224), (300, 224), (1000, 16)])
+    def test_a_constant_stays_constant(self, old, new):
+        matrix = spline_matrix(old, new)
+        assert matrix.shape == (new, old)
+        torch.testing.assert_close(matrix.sum(1), torch.ones(new))
+
+    def test_exports(self):
+        transform = eo_zoo.create_transform("smarties_vit_base.eurosat_finetune")
+        x = torch.rand(2, 13, 64, 64) * 3000
+        torch.testing.assert_close(torch.export.export(transform, (x,)).module()(x), transform(x))
+        compiled = torch.compile(transform, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), transform(x))
+
+
+class TestPublicEvaluation:
+    """What the public code at fc0df04 feeds its models, computed with its configuration and scikit-image."""
+
+    def test_eurosat_in_file_order_and_in_the_sensors(self):
+        raw = 1500 + 1000 * uniform("eurosat/raw", (13, 64, 64))  # B8A last, as the files have it
+        expected = [
+            1.441224, -0.173607, -1.400045, -0.773104, -1.452373, 0.332583, 0.846009, 0.738235, -0.965599, 0.387003,
+            2.384860, -0.107375,
+        ]  # fmt: skip
+        order = sensors.get_order("eurosat")
+        by_file = eo_zoo.create_transform("smarties_vit_base.eurosat_finetune", bands=order)(raw)
+        keep = [i for i in range(13) if order[i] != "short_wave_infrared_2"]
+        assert by_file.shape == (13, 224, 224)
+        check(by_file[keep, 100, 50], expected)
+        # B10, which is not read, would let overshoot pass up to 3.98
+        check(torch.stack([by_file[keep].amin(), by_file[keep].amax()]), [-2.131471, 3.697276])
+        own = eo_zoo.create_transform("smarties_vit_large.eurosat_linprobe")(sensors.reorder(raw, order, "S2-L1C"))
+        torch.testing.assert_close(own, sensors.reorder(by_file, order, "S2-L1C"))
+
+    def test_resisc45_is_cropped(self):
+        raw = 128 + 60 * uniform("resisc/raw", (3, 300, 400))
+        found = eo_zoo.create_transform("smarties_vit_large.resisc45_finetune")(raw)
+        assert found.shape == (3, 224, 224)
+        check(found[:, ::223, ::223], [
+            -0.717412, 0.837892, 0.306453, -0.744051, 1.281243, 1.037944, 1.388815, 1.969446, 1.023599, 0.521495,
+            0.937203, 1.638393,
+        ])  # fmt: skip
+
+    def test_dfc2020_has_statistics_of_its_own(self):
+        raw = 128 + 60 * uniform("dfc/raw", (14, 96, 96))
+        found = eo_zoo.create_transform("smarties_vit_base.dfc2020_linprobe")(raw[:12])
+        check(found[:, 100, 50], [
+            1.382192, -0.704729, 0.373395, -0.385628, 0.851265, -0.817192, 0.255740, -0.122942, -0.139524, -1.249243,
+            1.420305, 1.271900,
+        ])  # fmt: skip
+
+    def test_bigearthnet_sensors_alone_and_together(self):
+        s2, s1 = 1500 + 1000 * uniform("mm/s2", (12, 120, 120)), -15 + 4 * uniform("mm/s1", (2, 120, 120))
+        first = [
+            5.956946, -0.604769, 2.086457, 0.992346, 0.370178, -1.531185, -0.386610, -0.300217, 0.101155, 0.217673,
+            1.161736, 1.341726,
+        ]  # fmt: skip
+        second = [-1.716737, 1.261737]
+        check(eo_zoo.create_transform("smarties_vit_base.bigearthnets2_finetune")(s2)[:, 7, 150], first)
+        check(eo_zoo.create_transform("smarties_vit_base.bigearthnets1_linprobe")(s1)[:, 7, 150], second)
+        both = eo_zoo.create_transform("smarties_vit_base.bigearthnetmm_linprobe")
+        check(both(torch.cat([s2, s1]).numpy())[:, 7, 150], first + second)
+        mixed = eo_zoo.create_transform("smarties_vit_base.bigearthnetmm_linprobe", bands=["VH", "B02", "VV", "B04"])
+        batch = torch.stack([s1[1], s2[1], s1[0], s2[3]])[None]
+        parts = eo_zoo.create_transform("smarties_vit_base.bigearthnets2_finetune", bands=["B02", "B04"])
+        made = mixed(batch)
+        check(made[0, [2, 0], 7, 150], second)
+        torch.testing.assert_close(made[:, [1, 3]], parts(s2[[1, 3]])[None])
+
+    def test_every_tuned_set_has_a_transform_of_its_own(self):
+        for name, record in weights.RECORDS.items():
+            kind = repr(eo_zoo.create_transform(name))
+            assert ("cubic spline" in kind) == (record.task is not None), name
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (dict(bands=["VV", "B99"]), "no band of S2 or S1 is called 'B99'"),
+            (dict(sensor="RGB"), "none for RGB"),
+        ],
+    )
+    def test_bad_arguments(self, arguments, message):
+        with pytest.raises(InputError, match=message):
+            eo_zoo.create_transform("smarties_vit_base.bigearthnetmm_linprobe", **arguments)
+
+    def test_wrong_number_of_bands(self):
+        with pytest.raises(InputError, match=r"14 bands.*\(12, 120, 120\)"):
+            eo_zoo.create_transform("smarties_vit_base.bigearthnetmm_linprobe")(torch.zeros(12, 120, 120))

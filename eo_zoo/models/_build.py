@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from eo_zoo import sensors, weights
-from eo_zoo.errors import InputError
+from eo_zoo.errors import InputError, WeightsError
 
 _logger = logging.getLogger(__name__)
 NEW_HEAD = "a new head is random until it is trained"
@@ -32,10 +33,11 @@ class StrictLoading(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        StrictLoading.families[cls.layout] = cls
+        if hasattr(cls, "layout"):  # a base of several has none
+            StrictLoading.families[cls.layout] = cls
 
-    @staticmethod
-    def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    @classmethod
+    def from_official(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Official names to ours; raises WeightsError for a name the family's table does not hold."""
         # there is no table that fits every family
         raise NotImplementedError
@@ -48,38 +50,71 @@ class StrictLoading(nn.Module):
         """
         return tensors, {}
 
-    def load_weights(self, source: weights.Record | str | Path, *, cache_dir: str | Path | None = None) -> None:
+    def load_weights(
+        self, source: weights.Record | str | Path, *, cache_dir: str | Path | None = None, own_head: bool = False
+    ) -> None:
         """Fill the model from a weight record or a local file, strictly.
+
+        Args:
+            source: the record, or the path of a checkpoint in the official layout or ours.
+            cache_dir: where downloads and converted weights are kept.
+            own_head: the head has to come from the file too. Otherwise one that the file has not, or for another
+                number of classes, stays random, which is told.
 
         Raises:
             WeightsError: the file is damaged, hostile, or its tensors are not exactly this model's.
             DownloadError: it has to be fetched and cannot be.
         """
-        tensors, origin = weights.load(source, self.from_official, layout=self.layout, cache_dir=cache_dir)
-        self._fill(tensors, str(origin))
+        tensors, origin = self.obtain(source, cache_dir=cache_dir, own_head=own_head)
+        super().load_state_dict(tensors, strict=True)
         self.weights_origin = origin
         _logger.info("%s: loaded %s", type(self).__name__, origin)
 
-    def _fill(self, tensors: dict[str, Tensor], what: str) -> None:
+    def obtain(
+        self, source: weights.Record | str | Path, *, cache_dir: str | Path | None = None, own_head: bool = False
+    ) -> tuple[dict[str, Tensor], weights.Origin]:
+        """The tensors that ``load_weights`` would fill the model with; raises as it does."""
+        with self._sized(source):
+            tensors, origin = weights.load(source, self.from_official, layout=self.layout, cache_dir=cache_dir)
+            return self._matched(tensors, str(origin), own_head=own_head), origin
+
+    @contextlib.contextmanager
+    def _sized(self, source: weights.Record | str | Path) -> Iterator[None]:
+        """While a file is loaded that is too small for this architecture, say so, before and if it fails."""
+        size = source.size if isinstance(source, weights.Record) else _size_of(Path(source).expanduser())
+        values = sum(parameter.numel() for name, parameter in self.named_parameters() if not name.startswith("head."))
+        # a hundredth for what may be missing by right, as MaRS' final norm
+        if size is None or size >= 4 * values * 0.99:
+            yield
+            return
+        fact = f"{size:,} bytes cannot hold this architecture's {values:,} values, {4 * values:,} bytes in float32"
+        if isinstance(source, weights.Record):
+            _logger.warning("%s: the published file's %s, so loading will probably fail", source.name, fact)
+        try:
+            yield
+        except WeightsError as error:
+            raise WeightsError(f"{error}; {fact}, so the file itself may be incomplete as published") from error
+
+    def _matched(self, tensors: dict[str, Tensor], what: str, *, own_head: bool = False) -> dict[str, Tensor]:
         own = super().state_dict()
         tensors, fresh = self.adapt(tensors)
         mine, given = ({n: t.shape for n, t in d.items() if n.startswith("head.")} for d in (own, tensors))
-        if not mine or not given or (set(mine) == set(given) and mine != given):
-            # Asked for by num_classes: either no head at all, or one of another size than the file's.
+        classes = {n: s[1:] for n, s in mine.items()} == {n: s[1:] for n, s in given.items()} and mine != given
+        if not mine or (not own_head and (not given or classes)):
+            # Asked for by num_classes: either no head at all, or one for another number of classes than the file's.
             tensors = {name: tensor for name, tensor in tensors.items() if name not in given}
             fresh |= dict.fromkeys(mine, NEW_HEAD)
         weights.check_fit(tensors, own, optional=fresh, what=what)
-        for name, reason in fresh.items():
-            _logger.log(
-                logging.WARNING if reason == NEW_HEAD else logging.INFO, "%s, not in %s: %s", name, what, reason
-            )
-        missing = {name: own[name] for name in fresh}
-        super().load_state_dict({**missing, **tensors}, strict=True)
+        for reason in dict.fromkeys(fresh.values()):
+            names = ", ".join(name for name in fresh if fresh[name] == reason)
+            level = logging.WARNING if reason == NEW_HEAD else logging.INFO
+            _logger.log(level, "%s, not from %s: %s", names, what, reason)
+        return {**{name: own[name] for name in fresh}, **tensors}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's, but an official checkpoint's names are accepted too (timm's ``checkpoint_path=``)."""
         if strict and set(state_dict) - set(super().state_dict()):
-            self._fill(self.from_official(state_dict), "the state dict")
+            super().load_state_dict(self._matched(self.from_official(state_dict), "the state dict"), strict=True)
             return _IncompatibleKeys([], [])
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
@@ -89,25 +124,31 @@ class StrictLoading(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
-def cfgs_for(prefix: str, **common: Any) -> dict[str, dict[str, Any]]:
-    """timm's pretrained configurations for the records whose name begins so; the first tag is the default."""
+def _size_of(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def cfgs_for(architecture: str, img_size: int, **common: Any) -> dict[str, dict[str, Any]]:
+    """timm's pretrained configurations for the architecture's records; the first tag is the default."""
     return {
         name: dict(
             custom_load=True,
             first_conv=None,
+            input_size=(len(record.bands), img_size, img_size),
             classifier="head",
-            num_classes=0,
-            crop_pct=1.0,
+            num_classes=len(record.task.classes) if record.task else 0,
+            label_names=record.task.classes if record.task else None,
+            crop_pct=record.crop,
             license=record.licence,
             origin_url=record.repository,
             paper_ids=record.paper,
             description=record.title,
             **_location(record.source),
-            **input_cfg(record, record.sensors[0], sensors.get_sensor(record.sensors[0]).band_names),
+            **input_cfg(record, None if record.together else record.sensors[0], record.bands),
             **common,
         )
         for name, record in weights.RECORDS.items()
-        if name.startswith(prefix)
+        if name.partition(".")[0] == architecture
     }
 
 
@@ -117,10 +158,12 @@ def input_cfg(record: weights.Record | None, sensor: str | None, bands: Sequence
     if sensor is not None:
         name = sensors.get_sensor(sensor).name
         recorded = {name: recorded[name]} if name in recorded else {}
-    for statistics in map(sensors.get_statistics, recorded.values()):
-        if set(bands) <= set(statistics.bands):
-            chosen = statistics.select(bands)
-            return dict(mean=chosen.mean, std=chosen.std)
+    every = list(map(sensors.get_statistics, recorded.values()))
+    for group in [every] if record and record.together else [[one] for one in every]:
+        known = {name: pair for one in group for name, *pair in zip(one.bands, one.mean, one.std, strict=True)}
+        if set(bands) <= set(known):
+            mean, std = zip(*(known[band] for band in bands), strict=True)
+            return dict(mean=mean, std=std)
     return dict(mean=(0.0,) * len(bands), std=(1.0,) * len(bands))
 
 
@@ -155,6 +198,7 @@ def build(
     ``pretrained=False``, and the model it gets to wrap (``features_only``) is already filled.
     """
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, dict(pretrained_cfg_overlay or {}))
+    own_head = kwargs.get("num_classes") in (None, cfg.num_classes)
 
     def construct(**model_args: Any) -> nn.Module:
         model = cls(**model_args)
@@ -163,9 +207,11 @@ def build(
                 "weights cannot be loaded on the meta device: create the model with pretrained=False there"
             )
         if pretrained and cfg.state_dict:
-            model._fill(cls.from_official(cfg.state_dict), "the state dict")
+            model.load_state_dict(
+                model._matched(cls.from_official(cfg.state_dict), "the state dict", own_head=own_head)
+            )
         elif pretrained:
-            model.load_weights(_source(variant, cfg), cache_dir=cache_dir)
+            model.load_weights(_source(variant, cfg), cache_dir=cache_dir, own_head=own_head)
         return model
 
     return build_model_with_cfg(

@@ -5,7 +5,7 @@ ICCV 2025, arXiv:2506.19585. Public code: github.com/gsumbul/SMARTIES at fc0df04
 
 Each band of a patch goes through the projection of its part of the spectrum; the band vectors are averaged and
 multiplied by 12. That is one convolution whose kernel is put together from the projections' weights, and it is
-computed so here. Everything after it is timm's VisionTransformer.
+computed so here. Everything after it is timm's VisionTransformer, and the heads of the tuned weight sets.
 """
 
 from __future__ import annotations
@@ -27,6 +27,15 @@ from torch import Tensor, nn
 from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.models._build import StrictLoading, build, cfgs_for, input_cfg, record_of
+from eo_zoo.models._smarties_tasks import (
+    HEADS,
+    SegmentationHead,
+    half_mix,
+    head_names,
+    head_options,
+    tuned_records,
+    two_kinds,
+)
 
 PROJECTIONS = 17
 # Options of timm's VisionTransformer that SMARTIES does not have, with the only value there is here.
@@ -250,6 +259,11 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
         global_pool: "token" (class token after ``norm``, as published), "avg" (mean of the patch tokens, then
             ``fc_norm``) or "" (all tokens).
         num_classes: 0 for features.
+        head: what makes logits of features: "linear", "probe" (BatchNorm, then linear) or "segmentation" (a 1 x 1
+            convolution on the patch tokens, before any norm, and upsampling by 96 / 14).
+        mix: for images of Sentinel-1 and other bands together, which are encoded in two runs whose features stand
+            side by side (width 2 D, Sentinel-1 first): "plain" gives each run one sensor; "random" gives the two runs
+            complementary halves of either's patches, drawn anew for each image at each call, as published.
 
     Raises:
         InputError: unknown bands, ``in_chans`` that differs from the number of bands, or an option of timm's
@@ -265,7 +279,9 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
     norm: nn.Module
     fc_norm: nn.Module
     embed_dim: int
-    forward_head: Callable[..., Tensor]
+    feature_info: list[dict[str, Any]]
+    pool: Callable[[Tensor], Tensor]
+    head_drop: nn.Module
 
     def __init__(
         self,
@@ -274,12 +290,16 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
         sensor: str | None = None,
         in_chans: int | None = None,
         num_classes: int = 0,
+        head: str = "linear",
+        mix: str | None = None,
         **kwargs: Any,
     ) -> None:
+        if head not in HEADS:
+            raise InputError(f"head is {head!r}, expected one of {', '.join(HEADS)}")
         foreign = [name for name, value in kwargs.items() if name in FOREIGN and value != FOREIGN[name]]
         if foreign:
             raise InputError(f"SMARTIES has no {', '.join(foreign)}: leave it out")
-        names, mix = mixing(bands, sensor)
+        names, rows = mixing(bands, sensor)
         if in_chans is not None and in_chans != len(names):
             raise InputError(
                 f"in_chans={in_chans}, but the model is built for {len(names)} bands "
@@ -288,11 +308,19 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
         super().__init__(
             embed_layer=SpectrumEmbed,
             in_chans=len(names),
-            num_classes=num_classes,
+            num_classes=0,
             norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
             **kwargs,
         )
-        self.bands, self.sensor, self._mix = names, sensor, mix
+        self.bands, self.sensor, self._rows = names, sensor, rows
+        self.mix, self.head_kind = mix, head
+        if mix is not None:
+            two_kinds(names, mix)
+            self.num_features = self.head_hidden_size = 2 * self.embed_dim
+            for info in self.feature_info:
+                info["num_chs"] = self.num_features
+        if num_classes:
+            self.reset_classifier(num_classes)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """Initial (random) weights as in the public pretraining; positions are the fixed sine-cosine table."""
@@ -301,7 +329,7 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
+            elif isinstance(module, nn.LayerNorm | nn.BatchNorm1d | nn.Conv2d):
                 module.reset_parameters()
         for projection in self.patch_embed.weight:
             nn.init.xavier_uniform_(projection)
@@ -317,12 +345,48 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
         table = resample_positions(self.pos_embed.detach(), old, self.patch_embed.grid_size)
         self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
 
-    def _project(self, x: Tensor, bands: Sequence[str] | None, sensor: str | None) -> Tensor:
-        if bands is None and sensor is None:
-            names, mix = self.bands, self._mix
-        else:
-            names, mix = mixing(bands, sensor or self.sensor)
-        return self.patch_embed.project(x, names, mix)
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head of the kind that the model was made with; 0 for features."""
+        super().reset_classifier(num_classes, global_pool)
+        if num_classes:
+            head = HEADS[self.head_kind](self.num_features, num_classes)
+            self.head = head.to(self.cls_token).train(self.training)
+
+    def _project(
+        self,
+        x: Tensor,
+        bands: Sequence[str] | None,
+        sensor: str | None,
+        mix: str | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """(B, D, h, w), or with ``mix`` (2 B, D, h, w): all that the first run encodes, then the second's."""
+        named = bands is not None or sensor is not None
+        names, rows = mixing(bands, sensor or self.sensor) if named else (self.bands, self._rows)
+        if self.mix is None:
+            if mix is not None or generator is not None:
+                raise InputError(
+                    "mix and generator are for a model of two sensors together: create it with mix='random' or "
+                    "'plain', or leave them out"
+                )
+            return self.patch_embed.project(x, names, rows)
+        self.patch_embed.check(x, names)
+        mix = self.mix if mix is None else mix
+        parts = two_kinds(names, mix)
+        first, second = (
+            self.patch_embed.project(x[:, part], *mixing([names[i] for i in part], None)) for part in parts
+        )
+        return torch.cat(half_mix(first, second, generator) if mix == "random" else (first, second))
+
+    def _side_by_side(self, made: Any) -> Any:
+        """The two runs' halves of a batch next to each other in the channels, in whatever timm put them."""
+        if self.mix is None:
+            return made
+        if isinstance(made, Tensor):  # maps are NCHW, tokens NLC
+            return torch.cat(made.chunk(2), dim=1 if made.ndim == 4 else -1)
+        if isinstance(made, dict):
+            return {key: self._side_by_side(value) for key, value in made.items()}
+        return type(made)(map(self._side_by_side, made))
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape
@@ -331,10 +395,26 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
         return self.pos_drop(tokens + table)
 
     def forward_features(
-        self, x: Tensor, *, bands: Sequence[str] | None = None, sensor: str | None = None, **kwargs: Any
+        self,
+        x: Tensor,
+        *,
+        bands: Sequence[str] | None = None,
+        sensor: str | None = None,
+        mix: str | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs: Any,
     ) -> Tensor:
-        """Normalised images (B, bands, H, W) to tokens (B, 1 + h * w, D), class token first, after ``norm``."""
-        return super().forward_features(self._project(x, bands, sensor), **kwargs)
+        """Normalised images (B, bands, H, W) to tokens (B, 1 + h * w, D), class token first.
+
+        They are after ``norm``, but before it in a model with a segmentation head, which was trained on them so.
+        """
+        projected = self._project(x, bands, sensor, mix, generator)
+        if not isinstance(self.head, SegmentationHead):
+            return self._side_by_side(super().forward_features(projected, **kwargs))
+        [(patches, prefix)] = super().forward_intermediates(
+            projected, 1, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True, **kwargs
+        )
+        return self._side_by_side(torch.cat([prefix, patches], dim=1))
 
     def forward_intermediates(
         self,
@@ -343,33 +423,61 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
         *,
         bands: Sequence[str] | None = None,
         sensor: str | None = None,
+        mix: str | None = None,
+        generator: torch.Generator | None = None,
         **kwargs: Any,
     ) -> Any:
         """As timm's; with ``norm=False`` (the default) the last block's map is the original's dense output."""
-        return super().forward_intermediates(self._project(x, bands, sensor), indices, **kwargs)
+        projected = self._project(x, bands, sensor, mix, generator)
+        return self._side_by_side(super().forward_intermediates(projected, indices, **kwargs))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False, *, grid: tuple[int, int] | None = None) -> Tensor:
+        """Tokens (B, 1 + h * w, D) to pooled features (B, D), logits (B, num_classes), or a map of logits.
+
+        Args:
+            x: what ``forward_features`` gives.
+            pre_logits: features, with a segmentation head as a map (B, D, h, w).
+            grid: for segmentation of images that are not of the model's own size: rows and columns of patches.
+        """
+        if isinstance(self.head, SegmentationHead):
+            height, width = grid or self.patch_embed.grid_size
+            if x.shape[1] != 1 + height * width:
+                raise InputError(f"got {x.shape[1] - 1} patch tokens for {height} x {width} patches: give grid")
+            x = x[:, 1:].transpose(1, 2).unflatten(2, (height, width))
+        else:
+            # the norm is as wide as one run
+            x = self.fc_norm(self.pool(x).unflatten(-1, (-1, self.embed_dim))).flatten(-2)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
 
     def forward(
         self, x: Tensor, *, bands: Sequence[str] | None = None, sensor: str | None = None, **kwargs: Any
     ) -> Tensor:
-        """Pooled features (B, D), or logits (B, num_classes).
+        """Pooled features (B, D), logits (B, num_classes), or logits of pixels (B, num_classes, 96 h / 14, 96 w / 14).
 
         Args:
             x: normalised images (B, bands, H, W), float; see ``eo_zoo.create_transform``.
             bands: names of x's bands in order, for this call only.
             sensor: "S2", "S2-L1C", "S1" or "RGB", for this call only; with bands, the vocabulary of their names.
+            **kwargs: in a model made with ``mix``: ``mix`` for this call only, and ``generator``, a torch.Generator
+                for its random halves (torch's global one if not given). On a generator of the CPU they are the same
+                on every device.
 
         Raises:
             InputError: unknown bands, or a number of channels, a size or a type that does not fit.
         """
-        return self.forward_head(self.forward_features(x, bands=bands, sensor=sensor, **kwargs))
+        tokens = self.forward_features(x, bands=bands, sensor=sensor, **kwargs)
+        height, width = (side // patch for side, patch in zip(x.shape[-2:], self.patch_embed.patch_size, strict=True))
+        return self.forward_head(tokens, grid=(height, width))
 
-    @staticmethod
-    def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    @classmethod
+    def from_official(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Official names to ours; see ``from_official`` of this module."""
         return from_official(tensors)
 
     def adapt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Fit mapped tensors to this model's pooling and image size; see ``StrictLoading.adapt``."""
+        """Fit mapped tensors to this model's head, pooling and image size; see ``StrictLoading.adapt``."""
+        self._check_head(tensors)
         fresh: dict[str, str] = {}
         averaged = isinstance(self.norm, nn.Identity) and not isinstance(self.fc_norm, nn.Identity)
         has_fc_norm = any(name.startswith("fc_norm.") for name in tensors)
@@ -394,12 +502,36 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
                 tensors = {**tensors, "pos_embed": table}
         return tensors, fresh
 
+    def _check_head(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise WeightsError where the tensors hold a whole head of another kind than this model's."""
+        given = {name: tensor for name, tensor in tensors.items() if name.startswith("head.")}
+        kind = next((kind for kind in HEADS if head_names(kind) == set(given)), None)
+        if not self.num_classes or kind in (None, self.head_kind):
+            return
+        classes = next(len(tensor) for name, tensor in given.items() if name.endswith("bias"))
+        tags = dict.fromkeys(
+            record.name.partition(".")[2]
+            for record in weights.RECORDS.values()
+            if record.layout == self.layout
+            and record.task
+            and head_options(record)["head"] == kind
+            and len(record.task.classes) == classes
+        )
+        raise WeightsError(
+            f"these weights hold a {kind} head for {classes} classes, the model is made with a {self.head_kind} one: "
+            f"create the model by its tag ({', '.join(tags) or 'none is published'}) or with head='{kind}', or with "
+            "num_classes=0 for features"
+        )
+
 
 # ---------------------------------------------------------------------------------------------------------------
 # Key table: official checkpoint -> ours
 # ---------------------------------------------------------------------------------------------------------------
 
-SAME = re.compile(r"cls_token|pos_embed|(patch_embed|norm|fc_norm|head)\.(weight|bias)|blocks\.\d+\..+")
+SAME = re.compile(
+    r"cls_token|pos_embed|(patch_embed|norm|fc_norm|head(\.[01])?)\.(weight|bias)|blocks\.\d+\..+"
+    r"|head\.0\.(running_mean|running_var|num_batches_tracked)"
+)
 PROJECTION = re.compile(r"spectrum_projection\.spectrum_embeds\.(\d+)\.proj\.(weight|bias)")
 DECODER = re.compile(r"mask_token|decoder_.+")  # the pretraining file's decoder, not needed to extract features
 
@@ -481,6 +613,7 @@ weights.register(
         accepts=projected_bands(),
         **_PRETRAIN,
     ),
+    *tuned_records(projected_bands(), **_PAPER),
 )
 weights.register(
     weights.Record(
@@ -499,9 +632,9 @@ weights.register(
 )
 default_cfgs = generate_default_cfgs(
     {
-        **cfgs_for("smarties_vit_base", input_size=(12, 224, 224)),
-        **cfgs_for("smarties_vit_large", input_size=(12, 224, 224)),
-        **cfgs_for("smarties_vit_nano", input_size=(12, 112, 112)),
+        **cfgs_for("smarties_vit_base", img_size=224),
+        **cfgs_for("smarties_vit_large", img_size=224),
+        **cfgs_for("smarties_vit_nano", img_size=112),
     }
 )
 
@@ -512,10 +645,15 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> SmartiesVisionTransformer:
+    record = record_of(variant, kwargs.get("pretrained_cfg"))
+    if record and record.task:
+        kwargs = {**head_options(record), **kwargs}
+        if kwargs.get("bands") is None and kwargs.get("sensor") is None:
+            kwargs |= {"bands": record.bands} if record.together else {"sensor": record.sensors[0]}
     names, _ = mixing(kwargs.get("bands"), kwargs.get("sensor"))
     # timm would fill in_chans from the configuration; what the bands say comes first
     kwargs.setdefault("in_chans", len(names))
-    own = input_cfg(record_of(variant, kwargs.get("pretrained_cfg")), kwargs.get("sensor"), names)
+    own = input_cfg(record, kwargs.get("sensor"), names)
     own["input_size"] = (len(names), *to_2tuple(kwargs["img_size"]))
     overlay = own | (kwargs.pop("pretrained_cfg_overlay", None) or {})
     feature_cfg = dict(out_indices=3, feature_cls="getter")

@@ -2,7 +2,8 @@
 
 A file is fetched once, checked against the best hash that is known, mapped to our names, and kept as
 safetensors under a name that carries its SHA-256; from then on its pages are mapped from the cache, without
-network. What is in the cache was verified when it came and is not hashed again.
+network. What is in the cache was verified when it came and is not hashed again; of a local file, the hash is
+remembered as long as its size, times and place on the disk stay the same.
 
 Environment: EO_ZOO_CACHE (folder), EO_ZOO_OFFLINE, EO_ZOO_MIRROR (folder or http(s) address), and of
 huggingface_hub HF_ENDPOINT, HF_HUB_OFFLINE and HF_HOME.
@@ -19,9 +20,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from torch import Tensor
 
+from eo_zoo import sensors
 from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.files import replacing, sweep
 from eo_zoo.weights import cache, checkpoint, sources
@@ -29,7 +32,7 @@ from eo_zoo.weights.cache import cache_root
 from eo_zoo.weights.checkpoint import check_fit, read
 
 __all__ = [
-    "RECORDS", "Origin", "Record", "Task", "cache_root", "check_fit", "load", "pinned", "read", "register",
+    "RECORDS", "Origin", "Record", "Task", "cache_root", "check_fit", "is_cached", "load", "pinned", "read", "register",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ class Task:
     data_set: str
     method: str  # "fine-tuned" or "linear probe"
     metric: str  # of the paper's result
-    result: float | None  # per cent; None where the paper gives none
+    result: float | None  # per cent, as third parties quote the paper's tables; None where nobody does
     size: int  # pixels a side of the data set's images
 
 
@@ -55,7 +58,7 @@ class Record:
     """One published weight set, as the family's file describes it."""
 
     name: str  # architecture.tag
-    source: str  # hf://owner/repo/path, package://file (in eo_zoo/data), file:///path
+    source: str  # hf://owner/repo/path, https://host/path?query, package://file (in eo_zoo/data), file:///path
     layout: str  # family and version of its key table; "" for whatever the model reads
     licence: str
     title: str = ""
@@ -66,10 +69,15 @@ class Record:
     gsd: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     trained_on: str = ""
     task: Task | None = None  # None: features only
+    together: bool = False  # an image holds the bands of all its sensors, not of one of them
+    # how images come to the model's size: "bicubic" (torch's, antialiased) or "spline" (scikit-image's, of order 3)
+    resize: str = "bicubic"
+    crop: float = 1.0  # share of the resized shorter side that a centre crop keeps; 1: squeezed to a square instead
     paper: str = ""
     citation: str = ""
     repository: str = ""
     terms: str | None = None  # conditions, told once, at the first download
+    redistributable: bool = True  # False: the licence forbids to host the weights elsewhere
     size: int | None = None  # bytes
     sha256: str | None = None
     md5: str | None = None
@@ -79,8 +87,16 @@ class Record:
         """Refuse what would make a bad file name or never match."""
         if not re.fullmatch(r"[\w.-]+", self.name) or "://" not in self.source:
             raise ValueError(f"not a weight record: name {self.name!r}, source {self.source!r}")
+        if self.scheme == "http" and urlsplit(self.source).hostname not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError(f"{self.name}: weights come over https://, got {self.source!r}")
         if self.sha256 is not None and not cache.is_sha256(self.sha256):
             raise ValueError(f"{self.name}: sha256 must be 64 lower-case hex digits, got {self.sha256!r}")
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Canonical names of an image's bands in order, where nobody names any."""
+        names = self.sensors if self.together else self.sensors[:1]
+        return tuple(band for name in names for band in sensors.get_sensor(name).band_names)
 
     @property
     def scheme(self) -> str:
@@ -89,8 +105,9 @@ class Record:
 
     @property
     def address(self) -> str:
-        """What comes after ``://`` in the source."""
-        return self.source.partition("://")[2]
+        """What comes after ``://`` in the source: for the web host and path as a file's, without the query."""
+        address = self.source.partition("://")[2]
+        return unquote(address.partition("?")[0]) if self.scheme in ("https", "http") else address
 
     @property
     def key(self) -> str:
@@ -135,6 +152,11 @@ def pinned(record: Record, *, cache_dir: str | Path | None = None) -> dict[str, 
     return cache.read_pin(cache_root(cache_dir), record)
 
 
+def is_cached(record: Record, *, layout: str, cache_dir: str | Path | None = None) -> bool:
+    """Whether `load` finds the record's tensors in the cache, with nothing to fetch or to convert."""
+    return _cached(cache_root(cache_dir), record, layout) is not None
+
+
 # ----------------------------------------------------------------------------- from record to file to tensors
 
 
@@ -163,12 +185,12 @@ def load(
         return _load_file(root, Path(source).expanduser(), mapping, layout)
     if source.layout not in ("", layout):
         raise WeightsError(f"{source.name} has the layout '{source.layout}', this model reads '{layout}'")
-    cached = _cached(root, source, layout)
-    if cached:
-        return read(cached[0]), cached[1]
+    if cached := _cached(root, source, layout):
+        return cached
     with _lock_of(root, source):
-        # Another process may have finished it while this one waited.
-        path, origin = _cached(root, source, layout) or _obtain(root, source)
+        if cached := _cached(root, source, layout):  # another process finished it while this one waited
+            return cached
+        path, origin = _obtain(root, source)
         if source.scheme in sources.LOCAL and _layout_of(path) == layout:
             return read(path), origin
         target = cache.conversion(root, Path(source.address).stem, origin.sha256, layout)
@@ -190,19 +212,20 @@ def _load_file(root: Path, path: Path, mapping: Mapper, layout: str) -> tuple[di
         # Only inside the cache: anybody can write "verified" into the header of a file elsewhere.
         name, where, sha256 = (header.get(f"eo_zoo.{key}", "") for key in ("name", "source", "sha256"))
         return read(path), Origin(name or None, where, sha256, header.get("eo_zoo.verified") == "true")
-    origin = Origin(None, str(path), cache.digest(path), verified=False)
+    origin = Origin(None, str(path), cache.remembered_digest(root, path), verified=False)
     logger.warning("%s: there is nothing to check it against", origin)
     if ours:
         return read(path), origin
     target = cache.conversion(root, path.stem, origin.sha256, layout)
-    return _convert(root, path, target, mapping, layout, origin), origin
+    tensors = cache.converted(target, origin.sha256, layout)
+    return tensors or _convert(root, path, target, mapping, layout, origin), origin
 
 
 def _convert(root: Path, path: Path, target: Path, mapping: Mapper, layout: str, origin: Origin) -> dict[str, Tensor]:
     """Map a file's tensors, keep them as ``target``, and give them from there (from memory if that fails)."""
     with cache.locked(root, target.name):
-        if cache.holds(target, origin.sha256, layout):
-            return read(target)
+        if kept := cache.converted(target, origin.sha256, layout):
+            return kept
         found = _layout_of(path)
         if found not in (None, layout):
             raise WeightsError(f"{path} has the layout '{found}', this model reads '{layout}'")
@@ -235,15 +258,14 @@ def _lock_of(root: Path, record: Record) -> contextlib.AbstractContextManager[No
     return contextlib.nullcontext() if local else cache.locked(root, record.key)
 
 
-def _cached(root: Path, record: Record, layout: str) -> tuple[Path, Origin] | None:
-    """The record's conversion: neither network, nor lock, nor a writable cache is needed for it."""
+def _cached(root: Path, record: Record, layout: str) -> tuple[dict[str, Tensor], Origin] | None:
+    """The record's converted tensors: neither network, nor lock, nor a writable cache is needed for it."""
     sha256, verified = cache.known_hash(root, record)
     if sha256 is None:
         return None
     path = cache.conversion(root, Path(record.address).stem, sha256, layout)
-    if not cache.holds(path, sha256, layout):
-        return None
-    return path, Origin(record.name, record.source, sha256, verified)
+    tensors = cache.converted(path, sha256, layout)
+    return (tensors, Origin(record.name, record.source, sha256, verified)) if tensors else None
 
 
 def _obtain(root: Path, record: Record) -> tuple[Path, Origin]:
@@ -253,13 +275,15 @@ def _obtain(root: Path, record: Record) -> tuple[Path, Origin]:
         path = cache.settled(root, record, expected)
         if path.is_file() and cache.digest(path) == expected:
             return path, Origin(record.name, record.source, expected, verified)
-    fetched = sources.fetch(root, record, expected)
     try:
+        fetched = sources.fetch(root, record, expected)
         sha256 = _check(root, record, fetched, expected)
+        verified = verified or record.md5 is not None or fetched.sha256 is not None
+        if not verified:
+            read(fetched.path)  # whatever is no checkpoint must not be pinned as one
     except WeightsError:
         shutil.rmtree(cache.workspace(root, record), ignore_errors=True)
         raise
-    verified = verified or record.md5 is not None or fetched.sha256 is not None
     if record.scheme not in sources.LOCAL:
         if record.terms:
             logger.warning("%s: %s", record.name, record.terms)

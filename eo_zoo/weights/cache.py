@@ -4,6 +4,7 @@
 - ``downloads/<stem>-<16 of its SHA-256>.<ext>``: verified official files that no model has read yet
 - ``downloads/<key>.partial/``: a download under way
 - ``pins/<key>.json``: the hash of a record's file at its first use
+- ``hashes/<path's hash>.json``: the hash of a local file, as long as its status stays as noted
 - ``locks/<name>.lock``
 """
 
@@ -16,18 +17,23 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
 from eo_zoo.errors import WeightsError
 from eo_zoo.files import replacing
-from eo_zoo.weights import checkpoint
 
 if TYPE_CHECKING:
     from eo_zoo.weights import Record
 
 logger = logging.getLogger(__name__)
+
+SETTLED = 2_000_000_000  # nanoseconds; FAT keeps times to two seconds
 
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
@@ -46,16 +52,19 @@ def conversion(root: Path, stem: str, sha256: str, layout: str) -> Path:
     return root / f"{stem}-{sha256[:16]}-{layout}.safetensors"
 
 
-def holds(path: Path, sha256: str, layout: str) -> bool:
-    """Whether ``path`` is the conversion of the file with that full hash; its name has only a part of it."""
+def converted(path: Path, sha256: str, layout: str) -> dict[str, Tensor] | None:
+    """The tensors of a conversion, if it is of the file with that full hash; its name has only a part of it."""
     if not path.is_file():
-        return False
+        return None
     try:
-        header = checkpoint.metadata(path)
-    except WeightsError as error:
-        logger.warning("cached weights are damaged and will be made anew: %s", error)
-        return False
-    return header.get("eo_zoo.sha256") == sha256 and header.get("eo_zoo.layout") == layout
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if (header.get("eo_zoo.sha256"), header.get("eo_zoo.layout")) != (sha256, layout):
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except SafetensorError as error:
+        logger.warning("cached weights are damaged and will be made anew: %s (%s)", path, error)
+        return None
 
 
 def workspace(root: Path, record: Record) -> Path:
@@ -113,6 +122,34 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
     """The hash of a file's bytes, as hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def remembered_digest(root: Path, path: Path) -> str:
+    """The SHA-256 of a local file, not computed again while its size, times and inode stay the same.
+
+    As git does, nothing is remembered of a file that changed within the last two seconds: it could change once more
+    without its times telling.
+    """
+    path = path.absolute()
+    memo = root / "hashes" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.json"
+    status = _status(path)
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        found = json.loads(memo.read_text())
+        if found["path"] == str(path) and found["status"] == status and is_sha256(found["sha256"]):
+            return str(found["sha256"])
+    sha256 = digest(path)
+    changed = max(status[1:3])
+    if status == _status(path) and changed < time.time_ns() - SETTLED:
+        with contextlib.suppress(OSError):
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(memo) as part:
+                part.write_text(json.dumps({"path": str(path), "status": status, "sha256": sha256}))
+    return sha256
+
+
+def _status(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
 
 
 def pin_path(root: Path, record: Record) -> Path:

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from eo_zoo.errors import DownloadError
-from eo_zoo.weights import cache
+from eo_zoo.weights import cache, download
 
 if TYPE_CHECKING:
     from eo_zoo.weights import Record
-
-logger = logging.getLogger(__name__)
 
 #: Files that come with the package.
 DATA = Path(__file__).parents[1] / "data"
@@ -79,6 +76,7 @@ def _existing(record: Record, path: Path) -> Fetched:
 def from_hub(root: Path, record: Record, expected: str | None) -> Fetched:
     """hf://OWNER/REPO/PATH: from the user's Hugging Face cache, else from the Hub."""
     import huggingface_hub as hub
+    from huggingface_hub.utils import build_hf_headers
 
     owner, name, filename = record.address.split("/", 2)
     repo, endpoint = f"{owner}/{name}", os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
@@ -91,56 +89,50 @@ def from_hub(root: Path, record: Record, expected: str | None) -> Fetched:
             return Fetched(Path(cached), blob)
     _require_online(root, record, url)
     with told(root, record, url):
-        facts = hub.get_hf_file_metadata(url)
+        facts = download.patiently(record.name, lambda: hub.get_hf_file_metadata(url))
         stated = facts.etag if cache.is_sha256(facts.etag) else None
         if stated:  # compared here already, to save the download
             cache.require_same(root, record, stated, expected)
-        logger.info("fetching %s", url)
-        path = hub.hf_hub_download(
-            repo,
-            filename,
-            revision=record.revision,
-            endpoint=endpoint,
-            local_dir=cache.workspace(root, record),
-        )
-    return Fetched(Path(path), stated, facts.commit_hash)
+        # of a file without a hash, old releases of huggingface_hub give the size of the redirection
+        size = facts.size if stated else None
+        path = _download(root, record, url, size=size, headers=build_hf_headers())
+    return Fetched(path, stated, facts.commit_hash)
+
+
+def from_web(root: Path, record: Record, expected: str | None) -> Fetched:
+    """https://HOST/PATH?QUERY: Zenodo, GitHub's release assets, any server."""
+    _require_online(root, record, record.source)
+    with told(root, record, record.source):
+        return Fetched(_download(root, record, record.source))
 
 
 def from_mirror(root: Path, record: Record, expected: str | None) -> Fetched:
-    """$EO_ZOO_MIRROR, a folder or an http(s) address, followed by the source's own path."""
+    """$EO_ZOO_MIRROR, a folder or an http(s) address, followed by the record's address.
+
+    That is OWNER/REPO/PATH for the Hub and, so that two servers' files never meet, HOST/PATH for the web.
+    """
     mirror = os.environ["EO_ZOO_MIRROR"]
     if not mirror.startswith(("http://", "https://")):
         return _existing(record, Path(mirror).expanduser() / record.address)
     url = f"{mirror.rstrip('/')}/{quote(record.address)}"
     _require_online(root, record, url)
-    path = cache.workspace(root, record) / Path(record.address).name
     with told(root, record, url):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _stream(url, path)
-    return Fetched(path)
+        return Fetched(_download(root, record, url))
 
 
-def _stream(url: str, path: Path) -> None:
-    import requests
-    from tqdm.auto import tqdm  # type: ignore[import-untyped, unused-ignore]
-
-    # identity: with compression on the way, Content-Length would not be the file's
-    with (
-        requests.get(url, stream=True, timeout=(10, 60), headers={"Accept-Encoding": "identity"}) as response,
-        path.open("wb") as file,
-    ):
-        response.raise_for_status()
-        size = int(response.headers.get("Content-Length", 0)) or None
-        with tqdm(total=size, unit="B", unit_scale=True, desc=path.name) as bar:
-            for chunk in response.iter_content(1 << 20):
-                bar.update(file.write(chunk))
-    if size is not None and path.stat().st_size != size:
-        raise OSError(f"the connection ended after {path.stat().st_size} of {size} bytes")
+def _download(
+    root: Path, record: Record, url: str, *, size: int | None = None, headers: Mapping[str, str] | None = None
+) -> Path:
+    path = cache.workspace(root, record) / Path(record.address).name
+    download.fetch(url, path, name=record.name, size=record.size or size, headers=headers)
+    return path
 
 
 #: By what comes before ``://``; given the cache folder, the record and the expected SHA-256.
 SOURCES: dict[str, Callable[[Path, Record, str | None], Fetched]] = {
     "hf": from_hub,
+    "https": from_web,
+    "http": from_web,
     "package": from_package,
     "file": from_file,
 }
@@ -151,7 +143,7 @@ SOURCES: dict[str, Callable[[Path, Record, str | None], Fetched]] = {
 
 def _by_hand(url: str) -> str:
     ways = "weights=PATH, pretrained_cfg_overlay=dict(file=PATH) or --weights PATH"
-    return f"Fetch {url} by hand and pass it as {ways}"
+    return f"Fetch {download.shown(url)} by hand and pass it as {ways}"
 
 
 def _require_online(root: Path, record: Record, url: str) -> None:
@@ -167,32 +159,17 @@ def told(root: Path, record: Record, url: str) -> Iterator[None]:
     Raises:
         DownloadError: with the reason, and what to do instead.
     """
-    from huggingface_hub import errors
-
-    # HTTPError is that of the HTTP library below huggingface_hub (requests, httpx, httpx2), and the root of
-    # its network errors where those are not OSErrors. hf_xet raises RuntimeError.
-    http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined, unused-ignore]
     try:
         yield
-    except (OSError, RuntimeError, http_error) as error:
-        raise DownloadError(f"{record.name} could not be fetched: {_reason(root, error)}. {_by_hand(url)}") from error
+    except (OSError, DownloadError, download.http_error()) as error:
+        # from None: a traceback through requests would show the queries of redirections, which may be secret
+        raise DownloadError(f"{record.name} could not be fetched: {_reason(root, error)}. {_by_hand(url)}") from None
 
 
 def _reason(root: Path, error: BaseException) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is None and error.__cause__ is not None:
-        return _reason(root, error.__cause__)
-    if status == 404:
-        return "there is no such file (404)"
-    if status in (401, 403):
-        return f"access is refused ({status}): the repository is gated, private or gone; try `hf auth login`"
-    if status == 429:
-        return "too many requests (429): wait some minutes and try again"
-    if status is not None:
-        return f"the server answers with an error ({status}): try again later"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk of {root} is full"
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-        return f"the cache folder {root} cannot be written: set EO_ZOO_CACHE to another"
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"the connection failed ({type(error).__name__}: {first})"
+    # requests wraps what the system says of the network, so a number is of the disk
+    if not isinstance(error, OSError) or error.errno is None:
+        return download.reason(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {root} is full: make room, or set EO_ZOO_CACHE to another folder"
+    return f"the cache folder {root} cannot be written: set EO_ZOO_CACHE to another ({error.strerror})"

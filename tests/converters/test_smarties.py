@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 BUNDLED = ROOT / "eo_zoo" / "data" / "smarties_vit_nano.demo.safetensors"
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "converters" / "smarties.py"), *map(str, arguments)]
+def run(*arguments: object, script: str = "smarties") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "converters" / f"{script}.py"), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -51,3 +51,16 @@ def test_official_base(tmp_path):
     save_file(forge(rows, {"pos_embed": sincos_positions(768, 14, 14)}), tmp_path / "b.safetensors")
     result = run(tmp_path / "b.safetensors", "-o", tmp_path / "out")
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_a_tag_keeps_its_head(tmp_path):
+    name = "smarties_vit_base.eurosat_finetune"
+    head = {"head.weight": torch.randn(10, 768), "head.bias": torch.randn(10)}
+    tensors = forge(manifest("smarties_base", "encoder"), {"pos_embed": sincos_positions(768, 14, 14)}) | head
+    save_file(tensors, tmp_path / "tuned.safetensors")
+    result = run(tmp_path / "tuned.safetensors", "-o", tmp_path / "out", "--model", name)
+    assert result.returncode == 0, result.stderr
+    by_folder = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert torch.equal(by_folder.head.weight, head["head.weight"]) and by_folder.bands[10] == "short_wave_infrared_2"
+    assert by_folder.pretrained_cfg["label_names"][9] == "SeaLake"

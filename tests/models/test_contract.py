@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 
@@ -14,28 +15,47 @@ from torch import nn
 from eo_zoo import list_models, registry, weights
 from tests.models.families import FAMILIES, family_of, test_every_family_has_a_row  # noqa: F401 - collected here
 
-NAMES = [
-    pytest.param(name, marks=[] if name == family_of(name).smallest else pytest.mark.slow, id=name)
-    for name in list_models()
+CASES = [
+    *(pytest.param((family.smallest, family.small), id=family.smallest) for family in FAMILIES.values()),
+    *(
+        pytest.param((name, family_of(name).full), marks=pytest.mark.slow, id=f"{name}-full")
+        for name in list_models()
+        if family_of(name).small or name != family_of(name).smallest
+    ),
 ]
 
 
-@pytest.fixture(scope="class", params=NAMES)
-def name(request):
+@pytest.fixture(scope="class", params=CASES)
+def case(request):
     return request.param
 
 
 @pytest.fixture(scope="class")
-def model(name):
+def name(case):
+    return case[0]
+
+
+@pytest.fixture(scope="class")
+def create(case):
+    """timm.create_model for the case's name and size."""
+    return functools.partial(timm.create_model, case[0], **case[1])
+
+
+@pytest.fixture(scope="class")
+def model(create):
     """Random weights, eval mode, shared by the tests of one model: none of them may change it."""
     torch.manual_seed(0)
-    return timm.create_model(name).eval()
+    model = create().eval()
+    for parameter in model.parameters():
+        if not parameter.any():  # branches that start closed would hide what is behind them
+            nn.init.normal_(parameter, std=0.02)
+    return model
 
 
 class TestContract:
-    def inputs(self, name, batch=2, sensor=None):
+    def inputs(self, name, model, batch=2, sensor=None):
         sensor = sensor or registry.get_record(name).sensors[0]
-        return family_of(name).inputs(name, sensor, batch)
+        return family_of(name).inputs(model, sensor, batch)
 
     def test_is_an_ordinary_timm_citizen(self, name, model):
         assert name in timm.list_models(module="*") or name in timm.list_models()
@@ -52,7 +72,7 @@ class TestContract:
 
     @torch.no_grad()
     def test_features_and_head(self, name, model):
-        x, kwargs = self.inputs(name)
+        x, kwargs = self.inputs(name, model)
         features = model.forward_features(x, **kwargs)
         pooled = model.forward_head(features, pre_logits=True)
         assert pooled.shape == (2, model.num_features)
@@ -61,7 +81,7 @@ class TestContract:
 
     @torch.no_grad()
     def test_eval_is_deterministic_and_batch_independent(self, name, model):
-        x, kwargs = self.inputs(name, batch=3)
+        x, kwargs = self.inputs(name, model, batch=3)
         together = model(x, **kwargs)
         assert torch.equal(together, model(x, **kwargs))
         alone = torch.cat([model(x[i : i + 1], **kwargs) for i in range(3)])
@@ -70,7 +90,7 @@ class TestContract:
 
     @torch.no_grad()
     def test_forward_intermediates(self, name, model):
-        x, kwargs = self.inputs(name)
+        x, kwargs = self.inputs(name, model)
         final, maps = model.forward_intermediates(x, **kwargs)
         torch.testing.assert_close(final, model.forward_features(x, **kwargs))
         assert len(maps) == len(model.feature_info)
@@ -81,77 +101,79 @@ class TestContract:
         torch.testing.assert_close(chosen, [maps[0], maps[-1]])
 
     @torch.no_grad()
-    def test_features_only(self, name):
+    def test_features_only(self, name, create, model):
         strides = family_of(name).strides
         if strides is None:
             return
-        model = timm.create_model(name, features_only=True).eval()
-        assert tuple(model.feature_info.reduction()) == strides(name)
-        x, _ = self.inputs(name)
-        maps = model(x)
-        for made, channels, stride in zip(maps, model.feature_info.channels(), strides(name), strict=True):
+        pyramid = create(features_only=True).eval()
+        assert tuple(pyramid.feature_info.reduction()) == strides(name)
+        x, _ = self.inputs(name, model)
+        maps = pyramid(x)
+        for made, channels, stride in zip(maps, pyramid.feature_info.channels(), strides(name), strict=True):
             assert made.shape == (2, channels, x.shape[-1] // stride, x.shape[-1] // stride)
 
-    def test_reset_classifier(self, name, model):
+    def test_reset_classifier(self, name, create, model):
         model = copy.deepcopy(model)
-        x, kwargs = self.inputs(name)
+        x, kwargs = self.inputs(name, model)
         before = model(x, **kwargs)
         model.reset_classifier(7)
         assert model(x, **kwargs).shape == (2, 7) and model.num_classes == 7
-        model.reset_classifier(0, "avg")
+        own, other = family_of(name).pools
+        model.reset_classifier(0, other)
         assert not torch.allclose(model(x, **kwargs), before)
-        model.reset_classifier(0, "token")
+        model.reset_classifier(0, own)
         assert model(x, **kwargs).shape == (2, model.num_features)
-        assert timm.create_model(name, num_classes=5)(x, **kwargs).shape == (2, 5)
+        assert create(num_classes=5)(x, **kwargs).shape == (2, 5)
 
     def test_every_parameter_gets_a_gradient(self, name, model):
-        model = copy.deepcopy(model).train()
+        model = copy.deepcopy(model)  # eval mode: stochastic depth leaves blocks out
         reached: set[str] = set()
         for sensor in registry.get_record(name).sensors:
             model.zero_grad(set_to_none=True)
-            x, kwargs = self.inputs(name, batch=1, sensor=sensor)
+            x, kwargs = self.inputs(name, model, batch=1, sensor=sensor)
             model(x, **kwargs).square().sum().backward()
             reached |= {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
         assert reached == {n for n, _ in model.named_parameters()}
 
     def test_gradient_checkpointing_changes_nothing(self, name, model):
-        x, kwargs = self.inputs(name, batch=1)
+        x, kwargs = self.inputs(name, model, batch=1)
         gradients = []
         for enable in (False, True):
             one = copy.deepcopy(model).train()
             one.set_grad_checkpointing(enable)
+            torch.manual_seed(0)  # for stochastic depth
             one(x, **kwargs).square().sum().backward()
             gradients.append({n: p.grad for n, p in one.named_parameters() if p.grad is not None})
         torch.testing.assert_close(*gradients)
 
     @torch.no_grad()
     def test_bfloat16(self, name, model):
-        x, kwargs = self.inputs(name)
+        x, kwargs = self.inputs(name, model)
         exact = model(x, **kwargs)
         low = copy.deepcopy(model).bfloat16()(x.bfloat16(), **kwargs).float()
         assert nn.functional.cosine_similarity(low, exact).min() > 0.999
 
     @torch.no_grad()
     def test_export(self, name, model):
-        x, kwargs = self.inputs(name)
+        x, kwargs = self.inputs(name, model)
         graph = torch.export.export(model, (x,), kwargs).module()
         torch.testing.assert_close(graph(x, **kwargs), model(x, **kwargs), atol=1e-5, rtol=1e-5)
 
     @torch.no_grad()
     def test_compiles_without_graph_breaks(self, name, model):
         torch._dynamo.reset()
-        x, kwargs = self.inputs(name)
+        x, kwargs = self.inputs(name, model)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x, **kwargs), model(x, **kwargs), atol=1e-5, rtol=1e-5)
 
     @torch.no_grad()
-    def test_round_trips(self, name, model):
-        x, kwargs = self.inputs(name)
+    def test_round_trips(self, name, create, model):
+        x, kwargs = self.inputs(name, model)
         expected = model(x, **kwargs)
         file = io.BytesIO()
         torch.save(model.state_dict(), file)
         file.seek(0)
-        other = timm.create_model(name).eval()
+        other = create().eval()
         other.load_state_dict(torch.load(file, weights_only=True))
         for again in (other, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(again(x, **kwargs), expected)
@@ -181,6 +203,5 @@ class TestContract:
                 timm.create_model(name, pretrained=True, cache_dir=tmp_path)
 
 
-def test_quick_lane_covers_every_family():
-    quick = {param.values[0] for param in NAMES if not param.marks}
-    assert quick == {family.smallest for family in FAMILIES.values()}
+def test_every_model_is_covered():
+    assert {case.values[0][0] for case in CASES} == set(list_models())

@@ -1,0 +1,242 @@
+"""Checkpoint files: what is read, what is refused, and what is written."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import pathlib
+import pickle
+import re
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from eo_zoo import weights
+from eo_zoo.errors import InputError, WeightsError
+from eo_zoo.weights import checkpoint
+from tests.weights.toys import load, toy, toy_bytes
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w"])  # the content counts, not the name
+def test_every_format_is_read_under_any_name(tmp_path, kind, name):
+    path = tmp_path / name
+    if kind == "safetensors":
+        save_file(toy(), path)
+    else:
+        torch.save(toy(), path, _use_new_zipfile_serialization=kind == "zip")
+    same(weights.read(path), toy())
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip"])
+def test_mapped_tensors_never_write_to_the_file(tmp_path, kind):
+    path = tmp_path / "w"
+    save_file(toy(), path) if kind == "safetensors" else torch.save(toy(), path)
+    before = path.read_bytes()
+    weights.read(path)["old.weight"].zero_()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: {"model": t, "epoch": 3, "optimizer": {"state": {0: torch.ones(2)}}, "scaler": None},
+        lambda t: {"state_dict": t, "lr": 0.1},
+        lambda t: {"state_dict": {f"module.{k}": v for k, v in t.items()}},
+        lambda t: {f"module._orig_mod.{k}": v for k, v in t.items()},
+        lambda t: {f"_orig_mod.{k}": torch.nn.Parameter(v, requires_grad=False) for k, v in t.items()},
+        lambda t: {**t, "epoch": 3},
+    ],
+)
+def test_wrappers_and_prefixes_are_removed(tmp_path, wrap):
+    torch.save(wrap(toy()), tmp_path / "w.pth")
+    same(weights.read(tmp_path / "w.pth"), toy())
+
+
+def test_a_prefix_of_some_names_only_stays(tmp_path):
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "w.pth")
+    assert weights.read(tmp_path / "w.pth").keys() == {"module.a", "b"}
+
+
+def test_without_tensors_the_keys_are_listed(tmp_path):
+    torch.save({"epoch": 3, "net": {"a": torch.ones(1)}}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="its keys are epoch, net"):
+        weights.read(tmp_path / "w.pth")
+
+
+def stub(monkeypatch, module: str, name: str) -> type:
+    """A class that pickles as ``module.name``, whether or not that package is installed."""
+    created = type(name, (), {"__module__": module, "__qualname__": name})
+    for depth in range(1, module.count(".") + 2):
+        part = ".".join(module.split(".")[:depth])
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    setattr(sys.modules[module], name, created)
+    return created
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_training_scripts_leave_behind_is_inert(tmp_path, monkeypatch, zipped):
+    config = stub(monkeypatch, "omegaconf.dictconfig", "DictConfig")()
+    config._metadata = stub(monkeypatch, "omegaconf.base", "ContainerMetadata")()
+    config._metadata.object_type, config._metadata.resolver_cache = dict, collections.defaultdict(dict, a={})
+    config._content = {"lr": stub(monkeypatch, "omegaconf.nodes", "AnyNode")(), "parent": config}
+    kept = {
+        "args": argparse.Namespace(out=pathlib.PurePosixPath("/out"), best=np.float64(0.5), n=np.int64(3)),
+        "config": config,
+        "rng": np.random.RandomState(0).get_state(),
+        "dtype": np.dtype("float32"),
+        "history": [np.float32(1)],
+    }
+    torch.save({"model": toy(), **kept}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    same(weights.read(tmp_path / "w.pth"), toy())
+
+
+class Hostile:
+    def __init__(self, function, *args):
+        self.call = (function, args)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [(os.system, f"{os.name}.system"), (eval, "builtins.eval"), (os.makedirs, "os.makedirs")],
+)
+def test_a_hostile_pickle_is_refused_by_name_and_not_run(tmp_path, function, named, zipped):
+    canary, path = tmp_path / "canary", tmp_path / "w.pth"
+    argument = {os.system: f"touch {canary}", eval: f"open({str(canary)!r}, 'w')", os.makedirs: str(canary)}
+    attack = Hostile(function, argument[function])
+    torch.save({"model": toy(), "args": attack}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match=rf"it asks to run `{re.escape(named)}`; nothing was"):
+        load(path)
+    assert not canary.exists()
+
+
+def test_plain_pickles_and_other_protocols_are_refused(tmp_path):
+    canary = tmp_path / "canary"
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Hostile(os.system, f"touch {canary}")))
+    with pytest.raises(WeightsError, match=r"plain pickle.*refused"):
+        weights.read(tmp_path / "plain.pth")
+    torch.save(Hostile(os.system, f"touch {canary}"), tmp_path / "four.pth", pickle_protocol=4)
+    with pytest.warns(UserWarning, match="protocol 4"), pytest.raises(WeightsError, match="is refused"):
+        weights.read(tmp_path / "four.pth")
+    assert not canary.exists()
+
+
+def test_archives_that_torch_does_not_write_are_refused(tmp_path):
+    torch.save(toy(), tmp_path / "good.pth")
+    with zipfile.ZipFile(tmp_path / "good.pth") as good:
+        with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+            for name in good.namelist():
+                bomb.writestr(name, good.read(name))
+        with zipfile.ZipFile(tmp_path / "other.pth", "w") as other:
+            other.writestr("readme.txt", "hello")
+    with pytest.raises(WeightsError, match="compressed"):
+        weights.read(tmp_path / "bomb.pth")
+    with pytest.raises(WeightsError, match=r"no data\.pkl"):
+        weights.read(tmp_path / "other.pth")
+
+
+def test_tensors_larger_than_their_storage_are_refused(tmp_path):
+    torch.save({"a": torch.ones(1).expand(10**12)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="stores less"):
+        weights.read(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+def test_truncated_anywhere_is_an_error(tmp_path, kind):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    if kind == "safetensors":
+        save_file(toy(), whole)
+    else:
+        torch.save(toy(), whole, _use_new_zipfile_serialization=kind == "zip")
+    data = whole.read_bytes()
+    for length in {*range(0, len(data), 97), 3, 9, len(data) - 1}:
+        cut.write_bytes(data[:length])
+        with pytest.raises(WeightsError, match=str(cut)):
+            weights.read(cut)
+
+
+def test_truncated_safetensors_says_by_how_much(tmp_path):
+    data = toy_bytes(tmp_path)
+    (tmp_path / "cut").write_bytes(data[:-5])
+    with pytest.raises(WeightsError, match=f"ends after {len(data) - 5} bytes, of {len(data)} promised"):
+        weights.read(tmp_path / "cut")
+
+
+def as_safetensors(header: str, data: bytes = b"\0" * 64) -> bytes:
+    return len(header).to_bytes(8, "little") + header.encode() + data
+
+
+def entry(dtype: str, start: int, end: int) -> str:
+    return f'{{"dtype":"{dtype}","shape":[4],"data_offsets":[{start},{end}]}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        as_safetensors(f'{{"a":{entry("F32", 0, 16)},"b":{entry("F32", 8, 24)}}}', b"\0" * 24),  # overlap
+        as_safetensors(f'{{"a":{entry("F32", 0, 16)},"a":{entry("F32", 0, 16)}}}', b"\0" * 16),  # twice
+        as_safetensors(f'{{"a":{entry("F32", 0, 8)}}}', b"\0" * 8),
+        as_safetensors(f'{{"a":{entry("F99", 0, 16)}}}', b"\0" * 16),
+        as_safetensors('{"a":[1]}'),
+        as_safetensors('{"a":{}}'),
+        as_safetensors("{"),
+        as_safetensors("{" * 5000),
+        b"\xff" * 8 + b"{}",
+        b"<html>log in</html>",
+        b"version https://git-lfs.github.com/spec/v1",
+        b"noise" * 9,
+    ],
+)
+def test_damaged_and_foreign_files_are_errors(tmp_path, content):
+    (tmp_path / "bad").write_bytes(content)
+    with pytest.raises(WeightsError, match="bad"):
+        weights.read(tmp_path / "bad")
+
+
+def test_missing_file_and_folder(tmp_path):
+    for path in (tmp_path / "absent.pth", tmp_path):
+        with pytest.raises(InputError, match=r"absent|folder"):
+            weights.read(path)
+        with pytest.raises(InputError, match=r"absent|folder"):
+            load(path)
+
+
+def test_what_is_saved_is_what_safetensors_reads(tmp_path):
+    odd = {"view": torch.arange(12.0).reshape(3, 4).T, "none": torch.empty(0, 3), "on": torch.ones(3) > 0}
+    tensors = {**toy(), **odd}
+    metadata = {"b": "2", "a": "1", "format": "pt"}
+    paths = tmp_path / "a", tmp_path / "b"
+    checkpoint.save(tensors, paths[0], metadata=metadata)
+    checkpoint.save(dict(reversed(tensors.items())), paths[1], metadata=dict(reversed(metadata.items())))
+    same(load_file(paths[0]), tensors)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert checkpoint.metadata(paths[0]) == {"a": "1", "b": "2", "format": "pt"}
+
+
+def test_check_fit_lists_everything_in_one_message():
+    wanted = {f"w{i}": torch.empty(2) for i in range(15)}
+    wanted |= {"shape": torch.empty(3, 4), "free": torch.empty(1)}
+    found = {"shape": torch.empty(4, 3), "extra": torch.empty(1)}
+    with pytest.raises(WeightsError) as caught:
+        weights.check_fit(found, wanted, optional=("free",), what="toy")
+    assert str(caught.value) == (
+        "toy does not fit the model: 15 missing (w0, w1, w2, w3, w4, w5, w6, w7, w8, w9 and 5 more); "
+        "1 unexpected (extra); 1 of another shape (shape is (4, 3), expected (3, 4))"
+    )
+    weights.check_fit(wanted, wanted, what="toy")
