@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,7 +18,7 @@ from eo_zoo.errors import DownloadError, InputError, MissingExtra
 
 app = typer.Typer(
     name="eo-zoo",
-    help="Earth-observation foundation models: list them, get their weights, embed scenes.",
+    help="Earth-observation foundation models: list them, get their weights, embed and classify scenes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -34,6 +35,32 @@ Cache = Annotated[
     Path | None,
     typer.Option("--cache-dir", help="Where weights are kept; else $EO_ZOO_CACHE or ~/.cache/eo_zoo."),
 ]
+
+# ---- what embed and predict share ----
+
+Weights = Annotated[Path | None, typer.Option(help="A local checkpoint instead of the published one.")]
+Sensor = Annotated[str | None, typer.Option(help="Sensor, whose band names are meant: S2, S1, RGB, ...")]
+Bands = Annotated[
+    str | None,
+    typer.Option(
+        help="Band names, with commas: all of a multi-band file's in order, or a choice from a folder or item."
+    ),
+]
+Box = Annotated[
+    tuple[float, float, float, float] | None, typer.Option(help="min x, min y, max x, max y: only this part.")
+]
+BoxCrs = Annotated[str | None, typer.Option(help="CRS of --bbox, as EPSG:4326; the scene's if not given.")]
+Resolution = Annotated[float | None, typer.Option(help="Resample to this pixel size; the finest band's if not given.")]
+Units = Annotated[str | None, typer.Option(help="What the stored numbers are: dn, reflectance, db, linear, uint8.")]
+Offset = Annotated[
+    float | None, typer.Option(help="Added to digital numbers, -1000 for Sentinel-2 since baseline 04.00.")
+]
+Nodata = Annotated[float | None, typer.Option(help="Stored value that means missing, where the files do not say.")]
+Stats = Annotated[str | None, typer.Option(help="Statistics to normalise by: a recorded set or a JSON file.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU if there is one.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16 inside the model.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -90,9 +117,12 @@ def info(name: Name, as_json: AsJson = False) -> None:
     facts["statistics"] = ", ".join(f"{sensor}: {own['name']}" for sensor, own in facts["statistics"].items())
     facts.pop("weights")
     facts["size"] = f"{facts['size']:,} bytes" if facts["size"] else "not published"
-    facts["sha256"] = facts["sha256"] or "not published: the Hub's own is checked, and pinned at first use"
+    if not facts["sha256"]:
+        checked = "the md5" if facts["md5"] else "the Hub's own"
+        facts["sha256"] = f"not published: {checked} is checked, and it is pinned at first use"
     facts["gsd"] = ", ".join(f"{sensor}: {_span(*span)}" for sensor, span in facts["gsd"].items())
     facts["parameters"] = f"{facts['parameters']:,}"
+    facts["task"] = _task(facts["task"]) if facts["task"] else "features"
     grid = Table.grid(padding=(0, 2))
     for key, value in facts.items():
         text = ", ".join(value) if isinstance(value, (list, tuple)) else str(value)
@@ -102,10 +132,22 @@ def info(name: Name, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def download(name: Name, cache_dir: Cache = None, as_json: AsJson = False) -> None:
+def download(
+    name: Name,
+    all_tags: Annotated[bool, typer.Option("--all-tags", help="All weight sets of an architecture.")] = False,
+    cache_dir: Cache = None,
+    as_json: AsJson = False,
+) -> None:
     """Fetch a weight set, verify it, and keep it ready in the cache."""
     from eo_zoo import registry
 
+    if all_tags:
+        rows = registry.download_all(name, cache_dir=cache_dir)
+        _print_json(rows) if as_json else out.print(_downloads(rows))
+        errors = [row["error"] for row in rows if row["error"]]
+        for error in errors:
+            _error(error)
+        raise typer.Exit(1 if errors else 0)
     origin = registry.download(name, cache_dir=cache_dir)
     if as_json:
         _print_json(
@@ -128,59 +170,34 @@ def embed(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="OUT.tif; OUT.npy or OUT.json with --pool.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Model, with or without tag.")] = "smarties_vit_nano",
-    weights: Annotated[Path | None, typer.Option(help="A local checkpoint instead of the published one.")] = None,
+    weights: Weights = None,
     cache_dir: Cache = None,
-    sensor: Annotated[str | None, typer.Option(help="Sensor, whose band names are meant: S2, S1, RGB, ...")] = None,
-    bands: Annotated[
-        str | None,
-        typer.Option(
-            help="Band names, with commas: all of a multi-band file's in order, or a choice from a folder or item."
-        ),
-    ] = None,
-    bbox: Annotated[
-        tuple[float, float, float, float] | None,
-        typer.Option(help="min x, min y, max x, max y: only this part."),
-    ] = None,
-    bbox_crs: Annotated[str | None, typer.Option(help="CRS of --bbox, as EPSG:4326; the scene's if not given.")] = None,
-    resolution: Annotated[
-        float | None, typer.Option(help="Resample to this pixel size; the finest band's if not given.")
-    ] = None,
-    units: Annotated[
-        str | None, typer.Option(help="What the stored numbers are: dn, reflectance, db, linear, uint8.")
-    ] = None,
-    boa_offset: Annotated[
-        float | None,
-        typer.Option(help="Added to digital numbers, -1000 for Sentinel-2 since baseline 04.00."),
-    ] = None,
-    nodata: Annotated[
-        float | None, typer.Option(help="Stored value that means missing, where the files do not say.")
-    ] = None,
-    stats: Annotated[
-        str | None, typer.Option(help="Statistics to normalise by: a recorded set or a JSON file.")
-    ] = None,
+    sensor: Sensor = None,
+    bands: Bands = None,
+    bbox: Box = None,
+    bbox_crs: BoxCrs = None,
+    resolution: Resolution = None,
+    units: Units = None,
+    boa_offset: Offset = None,
+    nodata: Nodata = None,
+    stats: Stats = None,
     layer: Annotated[int | None, typer.Option(help="Block whose tokens are written; the last if not given.")] = None,
     pool: Annotated[str | None, typer.Option(help="One vector for the input instead of a map: token or avg.")] = None,
     overlap: Annotated[int | None, typer.Option(help="Pixels that tiles overlap; half a tile if not given.")] = None,
     min_valid: Annotated[float, typer.Option(help="Least share of valid values a patch needs, 0 to 1.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Tiles at a time.")] = 8,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU if there is one.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16 inside the model.")] = "float32",
+    device: Device = None,
+    dtype: Dtype = "float32",
     out_dtype: Annotated[str, typer.Option(help="float32 or float16 in the output.")] = "float32",
     preview: Annotated[
         Path | None, typer.Option(help="PNG: true colour beside the first three principal components.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Embed a scene: raster in, georeferenced raster of embeddings out."""
     from eo_zoo import geo
-
-    def report(kind: str, text: str) -> None:
-        if kind == "warning":
-            _warn(text)
-        elif not quiet:
-            err.print(text, highlight=False, markup=False, soft_wrap=True)
 
     result = geo.embed_raster(
         source,
@@ -189,7 +206,7 @@ def embed(
         weights=weights,
         cache_dir=cache_dir,
         sensor=sensor,
-        bands=[band.strip() for band in bands.split(",")] if bands is not None else None,
+        bands=_names(bands),
         bbox=bbox,
         bbox_crs=bbox_crs,
         resolution=resolution,
@@ -208,12 +225,143 @@ def embed(
         preview=preview,
         overwrite=overwrite,
         progress=False if quiet else None,
-        report=report,
+        report=_reporter(quiet),
     )
     if as_json:
         _print_json(result.to_dict())
     elif not quiet:
         out.print(result.summary(), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Option("--model", "-m", help="A tuned one, as smarties_vit_base.eurosat_finetune.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="INPUT", help="GeoTIFF, folder of band files, or STAC item (path or URL)."),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="SENSOR=INPUT, instead of INPUT and twice, for a model of two sensors together."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="OUT.tif: a map of classes; OUT.json: the classes of all.")
+    ] = None,
+    weights: Weights = None,
+    cache_dir: Cache = None,
+    sensor: Sensor = None,
+    bands: Bands = None,
+    bbox: Box = None,
+    bbox_crs: BoxCrs = None,
+    resolution: Resolution = None,
+    units: Units = None,
+    boa_offset: Offset = None,
+    nodata: Nodata = None,
+    stats: Stats = None,
+    top: Annotated[int, typer.Option(help="Classes to print.")] = 5,
+    threshold: Annotated[
+        float | None, typer.Option(help="Score from which on a label is given, 0.5 if not said; multi-label only.")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Pixels a side of what is classified at a time; those of the data set's images.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Pixels from window to window; the window, for segmentation half of it.")
+    ] = None,
+    min_valid: Annotated[float, typer.Option(help="Least share of valid values a cell needs, 0 to 1.")] = 0.0,
+    scores: Annotated[Path | None, typer.Option(help="SCORES.tif: the map's scores, a band for each class.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="PNG: true colour beside the map, with a legend.")] = None,
+    mix: Annotated[
+        str | None, typer.Option(help="Of two sensors together: random halves, as published, or plain.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the random mix; 0 if not given.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows at a time.")] = 8,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Classify with a tuned model: an image's classes with scores, or a georeferenced map over a scene."""
+    from eo_zoo import geo
+
+    if top < 1:
+        raise InputError(f"--top is {top}, expected 1 or more")
+    result = geo.predict_raster(
+        _inputs(source, inputs),
+        model,
+        output,
+        weights=weights,
+        cache_dir=cache_dir,
+        sensor=sensor,
+        bands=_names(bands),
+        bbox=bbox,
+        bbox_crs=bbox_crs,
+        resolution=resolution,
+        units=units,
+        boa_offset=boa_offset,
+        nodata=nodata,
+        stats=stats,
+        window=window,
+        stride=stride,
+        threshold=threshold,
+        min_valid=min_valid,
+        mix=mix,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        scores=scores,
+        preview=preview,
+        overwrite=overwrite,
+        progress=False if quiet else None,
+        report=_reporter(quiet),
+    )
+    if as_json:
+        _print_json(result.to_dict())
+    elif not quiet or output is None:
+        out.print(result.summary(top), highlight=False, markup=False, soft_wrap=True)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return [name.strip() for name in text.split(",")] if text is not None else None
+
+
+def _inputs(source: str | None, inputs: list[str] | None) -> str | dict[str, str]:
+    """INPUT, or the inputs by sensor."""
+    if (source is None) == (not inputs):
+        raise InputError("give one INPUT, or --input SENSOR=INPUT for each sensor of a model that takes several")
+    if source is not None:
+        return source
+    pairs = [text.partition("=") for text in inputs or []]
+    wrong = next((text for text, (_, equals, path) in zip(inputs or [], pairs, strict=True) if not path), None)
+    if wrong:
+        raise InputError(f"--input is '{wrong}', expected SENSOR=INPUT, as s2=folder")
+    if len({sensor.lower() for sensor, *_ in pairs}) < len(pairs):
+        raise InputError("--input: a sensor is given twice")
+    return {sensor: path for sensor, _, path in pairs}
+
+
+def _reporter(quiet: bool) -> Callable[[str, str], None]:
+    def report(kind: str, text: str) -> None:
+        if kind == "warning":
+            _warn(text)
+        elif not quiet:
+            err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    return report
+
+
+def _downloads(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("weights", no_wrap=True)
+    for column in ("size", "sha256", "verified", "from"):
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        size = f"{row['size'] / 1e6:,.1f} MB" if row["size"] else "unknown"
+        facts = ("", "", "failed") if row["error"] else (row["sha256"][:8], str(row["verified"]).lower(), row["from"])
+        table.add_row(row["name"], size, *facts)
+    return table
 
 
 def _span(low: float, high: float) -> str:
@@ -223,6 +371,14 @@ def _span(low: float, high: float) -> str:
 def _band(band: dict[str, Any]) -> str:
     size = f" ({band['gsd']:g} m)" if band["gsd"] else ""
     return f"{band['sensor_name']} {band['name']}{size}"
+
+
+def _task(task: dict[str, Any]) -> str:
+    result = "not recorded" if task["result"] is None else f"{task['result']:g} %"
+    return (
+        f"{task['kind']}, {task['method']} on {task['data_set']} ({task['size']} x {task['size']} pixels); "
+        f"{task['metric']}: {result}; {len(task['classes'])} classes: {'; '.join(task['classes'])}"
+    )
 
 
 def _print_json(value: Any) -> None:
@@ -241,8 +397,12 @@ class _Warnings(logging.Handler):
         _warn(record.getMessage())
 
 
-def _fail(text: str, code: int) -> NoReturn:
+def _error(text: str) -> None:
     err.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    _error(text)
     sys.exit(code)
 
 

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import rasterio
+import timm
 import torch
 from rasterio.warp import transform_bounds
 
 import eo_zoo
-from eo_zoo import cli, geo, registry
+from eo_zoo import cli, geo, registry, weights
 from eo_zoo.errors import DownloadError, MissingExtra
 from tests.geo.rasters import s2_folder, smooth, stac_item, write_raster
+from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parent.parent
 SAHARA = ROOT / "examples" / "sahara"
@@ -51,6 +55,8 @@ class TestFacts:
         assert [band["sensor_name"] for band in facts["bands"]][:2] == ["B01", "B02"]
         text = run("info", "smarties_vit_base")[1]
         assert "arXiv:2506.19585" in text and "apache-2.0" in text and "B8A" in text
+        tuned = " ".join(run("info", "smarties_vit_base.eurosat_linprobe")[1].split())
+        assert "scene, linear probe on EuroSAT (64 x 64 pixels)" in tuned and "10 classes: AnnualCrop; Forest" in tuned
 
     def test_download_of_bundled_weights(self, run):
         code, out, _ = run("download", "smarties_vit_nano", "--json")
@@ -60,6 +66,47 @@ class TestFacts:
         monkeypatch.setenv("EO_ZOO_OFFLINE", "1")
         code, _, err = run("download", "smarties_vit_base")
         assert code == 1 and "offline" in err and "smarties-v1-vitb.safetensors" in err
+
+    @pytest.mark.parametrize("as_json", [False, True])
+    def test_download_of_all_tags(self, run, monkeypatch, tmp_path, as_json):
+        """One from the package, one that fails, one from a server, which the second time is in the cache."""
+        bundled = weights.RECORDS["smarties_vit_nano.demo"]
+        data = SAFETENSORS.read_bytes()
+        with HubServer() as server:
+            server.add("owner/repo", "nano.safetensors", data)
+            for tag, file in {"gone": "gone.pth", "web": "nano.safetensors"}.items():
+                source = f"{server.url}/owner/repo/{file}"
+                record = replace(bundled, name=f"smarties_vit_nano.{tag}", source=source, sha256=None, size=None)
+                monkeypatch.setitem(weights.RECORDS, record.name, record)
+                config = replace(timm.get_pretrained_cfg(bundled.name), tag=tag)
+                monkeypatch.setitem(timm.models._registry._model_pretrained_cfgs, record.name, config)
+            arguments = ["download", "smarties_vit_nano", "--all-tags", "--cache-dir", tmp_path / "mine"]
+            code, out, err = run(*arguments, *(["--json"] if as_json else []))
+            assert code == 1
+            assert err.count("error:") == 1 and "smarties_vit_nano.gone could not be fetched: there is no such" in err
+            assert not (tmp_path / "cache").exists()
+            sha256 = hashlib.sha256(data).hexdigest()
+            if as_json:
+                rows = {row["name"].partition(".")[2]: row for row in json.loads(out)}
+                facts = {"size": len(data), "sha256": sha256, "error": None}
+                assert rows["demo"] == facts | {"name": bundled.name, "verified": True, "from": "package"}
+                assert rows["web"] == facts | {"name": "smarties_vit_nano.web", "verified": False, "from": "fetched"}
+                assert rows["gone"]["sha256"] is None and "weights=PATH" in rows["gone"]["error"]
+            else:
+                lines = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
+                assert lines["smarties_vit_nano.web"] == ["3.8", "MB", sha256[:8], "false", "fetched"]
+                assert lines["smarties_vit_nano.gone"] == ["unknown", "failed"]
+            monkeypatch.delitem(weights.RECORDS, "smarties_vit_nano.gone")
+            asked = len(server.requests)
+            code, out, _ = run(*arguments, "--json")
+            assert code == 0 and len(server.requests) == asked
+            assert [row["from"] for row in json.loads(out)] == ["package", "cache"]
+
+    def test_all_tags_of_one_tag_is_wrong_use(self, run):
+        code, _, err = run("download", "smarties_vit_nano.demo", "--all-tags")
+        assert code == 2 and "give the architecture alone, smarties_vit_nano" in err
+        code, _, err = run("download", "smarties_vit_nan", "--all-tags")
+        assert code == 2 and "Did you mean 'smarties_vit_nano'" in err
 
     def test_version_and_help(self, run):
         assert run("--version")[1].strip() == eo_zoo.__version__
@@ -336,5 +383,125 @@ def test_bad_input_is_one_error_and_leaves_nothing(bad, run):
         assert code == 2, (name, code, err)
         assert words in err and err.count("error:") == 1 and "Traceback" not in err, (name, err)
         assert not out, name
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before, name
+    assert not (folder / "canary").exists()
+
+
+# ---- predict ----
+
+PREDICT_OPTIONS = {
+    **{name: OPTIONS[name] for name in (
+        "--weights", "--cache-dir", "--sensor", "--bands", "--bbox-crs", "--resolution", "--units", "--boa-offset",
+        "--nodata", "--stats", "--min-valid", "--batch-size", "--device", "--dtype", "--preview",
+    )},
+    "--threshold": ("0.25", 0.25), "--window": ("32", 32), "--stride": ("8", 8), "--scores": ("s.tif", Path("s.tif")),
+    "--mix": ("plain", "plain"), "--seed": ("4", 4),
+}  # fmt: skip
+
+
+def test_every_option_of_predict_arrives(run, monkeypatch):
+    seen = {}
+
+    def fake(source, model, output, **arguments):
+        seen.update(arguments, source=source, model=model, output=output)
+        arguments["report"]("warning", "careful")
+        arguments["report"]("note", "a step")
+        return SimpleNamespace(summary=lambda top: f"the {top} best", to_dict=lambda: {"scores": {}})
+
+    monkeypatch.setattr(geo, "predict_raster", fake)
+    words = [word for option, (text, _) in PREDICT_OPTIONS.items() for word in (option, text)]
+    code, out, err = run("predict", "x", "-m", "m", "-o", "y.tif", *words, "-q", "--overwrite")
+    assert code == 0 and not out and err == "warning: careful"
+    expected = {option.strip("-").replace("-", "_"): value for option, (_, value) in PREDICT_OPTIONS.items()}
+    assert {name: seen[name] for name in expected} == expected
+    assert (seen["source"], seen["model"], seen["output"], seen["overwrite"]) == ("x", "m", Path("y.tif"), True)
+    code, out, err = run("predict", "-m", "m", "--input", "s2=a=b", "--input", "s1=c", "--top", "7")
+    assert seen["source"] == {"s2": "a=b", "s1": "c"} and seen["output"] is None and seen["overwrite"] is False
+    assert "a step" in err and "the 7 best" in out
+    assert "the 5 best" in run("predict", "x", "-m", "m", "-q")[1]  # without a file, what is printed is the result
+    assert json.loads(run("predict", "x", "-m", "m", "--json")[1]) == {"scores": {}}
+
+
+EUROSAT = "smarties_vit_base.eurosat_finetune"
+
+
+class TestPredict:
+    @pytest.fixture
+    def tuned(self, monkeypatch):
+        """The tag's architecture is too large for here: the nano one takes its place, its head random."""
+        create = registry.create_model
+
+        def small(name, *, weights, cache_dir, bands):
+            model = create("smarties_vit_nano", pretrained=False, bands=bands, num_classes=10)
+            torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(0))
+            return model
+
+        monkeypatch.setattr(registry, "create_model", small)
+
+    def test_image(self, run, tmp_path, tuned):
+        box = ["--bbox", 199980, 2734820, 206380, 2741220]  # 64 x 64 pixels
+        code, out, err = run("predict", SAHARA, "-m", EUROSAT, *box, "--top", 3)
+        assert code == 0 and "tuned on EuroSAT: Sentinel-2 L1C" in err and "OUT.tif" not in err
+        assert out.startswith("* ") and len([line for line in out.splitlines() if line[:2] in ("* ", "  ")]) == 3
+        code, out, _ = run("predict", SAHARA, "-m", EUROSAT, *box, "-o", tmp_path / "o.json", "--json")
+        told, written = json.loads(out), json.loads((tmp_path / "o.json").read_text())
+        assert told["scores"].keys() == set(registry.get_record(EUROSAT).task.classes)
+        assert told["predicted"] == written["predicted"] == list(told["scores"])[:1]
+
+    def test_map(self, run, tmp_path, tuned):
+        arguments = ["-o", tmp_path / "o.tif", "--preview", tmp_path / "p.png", "--stride", 32]
+        code, out, err = run("predict", SAHARA, "-m", EUROSAT, *arguments)
+        assert code == 0 and "16 x 16 cells, 0.0% nodata" in out and "predicting" not in err
+        with rasterio.open(tmp_path / "o.tif") as file:
+            assert file.transform[:6] == (3200, 0, 199980, 0, -3200, 2741220) and file.crs.to_epsg() == 32629
+            assert file.read(1).max() < 10 and file.tags()["DATA_SET"] == "EuroSAT"
+        assert sorted(path.name for path in tmp_path.glob("*.*")) == ["o.tif", "o.tif.aux.xml", "p.png"]
+
+
+def test_bad_input_of_predict_is_one_error_and_leaves_nothing(bad, run):
+    folder, _ = bad
+    s2, out, m = folder / "s2", ["-o", folder / "out.tif"], ["-m", EUROSAT]
+    labels, pixels, both = (f"smarties_vit_base.{tag}" for tag in ("bigearthnets2_finetune", "dfc2020_linprobe",
+                                                                    "bigearthnetmm_linprobe"))  # fmt: skip
+    cases = {
+        "no input": (m, "--input"),
+        "input twice over": ([s2, *m, "--input", f"s2={s2}"], "give one INPUT, or --input"),
+        "input without sensor": ([*m, "--input", s2], "expected SENSOR=INPUT"),
+        "input twice": ([*m, "--input", f"s2={s2}", "--input", "S2=x"], "given twice"),
+        "several for one": ([*m, "--input", f"s2={s2}"], "takes one input (S2-L1C), not several"),
+        "one for two": ([s2, "-m", both], "takes S2, S1 together"),
+        "one of two": (["-m", both, "--input", f"s2={s2}"], "takes one of each of S2, S1"),
+        "unknown sensor of an input": (["-m", both, "--input", f"s2={s2}", "--input", "s9=x"], "s9"),
+        "another model's sensor": (["-m", both, "--input", f"s2={s2}", "--input", "l8=x"], "one of each of S2, S1"),
+        "half a sensor": (["-m", both, "--input", f"s2={folder / 'two.tif'}", "--input", "s1=x"], "has no aerosol"),
+        "missing file": ([folder / "nowhere.tif", *m], "nowhere.tif"),
+        "unknown model": ([s2, "-m", "smarties_vit_base.eurosat"], "Did you mean"),
+        "features only": ([s2, "-m", "smarties_vit_nano"], "gives features, not classes"),
+        "wrong suffix": ([s2, *m, "-o", folder / "out.jpg"], ".tif"),
+        "existing output": ([s2, *m, "-o", folder / "exists.tif"], "--overwrite"),
+        "scores into the output": ([s2, *m, *out, "--scores", folder / "out.tif"], "is out itself"),
+        "wrong bands": ([folder / "two.tif", *m, "--bands", "B02,B99"], "B99"),
+        "no CRS": ([folder / "no_crs.tif", *m], "CRS"),
+        "unknown statistics": ([s2, *m, "--stats", "eurosatt"], "EuroSAT"),
+        "window of nothing": ([s2, *m, *out, "--window", "0"], "window is 0"),
+        "window too large": ([s2, *m, *out, "--window", "121"], "does not fit into the scene, 120 x 120"),
+        "stride too large": ([s2, *m, *out, "--stride", "65"], "stride is 65, expected 1 to 64"),
+        "threshold out of range": ([s2, "-m", labels, "--threshold", "2"], "from 0 to 1"),
+        "threshold of one class": ([s2, *m, "--threshold", "0.5"], "only for multi-label"),
+        "top": ([s2, *m, "--top", "0"], "--top is 0, expected 1 or more"),
+        "preview of an image": ([s2, *m, "--preview", folder / "p.png"], "preview: only for maps"),
+        "pixels without a map": ([s2, "-m", pixels], "gives every pixel a class"),
+        "digital numbers for uint8": ([s2, "-m", pixels, *out], "uint16, but the statistics of S2 are for uint8"),
+        "mix of one sensor": ([s2, *m, "--mix", "plain"], "two sensors together"),
+        "no such device": ([s2, *m, "--device", "cuda:99"], "cuda:99"),
+        "hostile pickle": ([s2, *m, "--weights", folder / "evil.pth"], "system"),
+        "other model's weights": ([s2, *m, "--weights", folder / "other.pth"], "not of a SMARTIES checkpoint"),
+    }
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for name, (arguments, words) in cases.items():
+        code, printed, err = run("predict", *arguments)
+        assert code == 2, (name, code, err)
+        assert words in err and err.count("error:") == 1 and "Traceback" not in err, (name, err)
+        assert not printed, name
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before, name
     assert not (folder / "canary").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,6 @@ class BandReader:
         except InputError as error:
             raise InputError(f"{source.label}, band {source.band}: {error}") from error
         declared = (nodata, dataset.nodatavals[number - 1], source.nodata)
-        rows, columns = grid.axes(dataset)
         return BandReader(
             source.band,
             source.label,
@@ -92,10 +91,18 @@ class BandReader:
             next((value for value in declared if value is not None), None),
             alpha_band(dataset) if source.masked else None,
             made,
-            rows,
-            columns,
-            direct=rows.aligned(grid.height) and columns.aligned(grid.width),
+            *_place(dataset, grid),
         )
+
+    def on(self, grid: Grid) -> BandReader:
+        """The same band on other pixels of the same CRS."""
+        rows, columns, direct = _place(self.dataset, grid)
+        return replace(self, rows=rows, columns=columns, direct=direct)
+
+
+def _place(dataset: DatasetReader, grid: Grid) -> tuple[PixelAxis, PixelAxis, bool]:
+    rows, columns = grid.axes(dataset)
+    return rows, columns, rows.aligned(grid.height) and columns.aligned(grid.width)
 
 
 def read_bands(bands: Sequence[BandReader], row: int, column: int, height: int, width: int) -> tuple[Values, Valid]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,28 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from eo_zoo import registry, sensors
-from eo_zoo import weights as weight_records
+from eo_zoo import registry
 from eo_zoo.errors import InputError
 from eo_zoo.files import sweep
-from eo_zoo.geo.run import (
-    DTYPES,
-    OUT_DTYPES,
-    Embedding,
-    Log,
-    Options,
-    Report,
-    embed_scene,
-    model_layer,
-    tile_grid,
-)
-from eo_zoo.geo.scene import Scene, open_scene
-from eo_zoo.geo.values import gsd_warning, plausibility
+from eo_zoo.geo.checks import check_weights, find_device, one_of, writable
+from eo_zoo.geo.job import Log, Report, name_of
+from eo_zoo.geo.opening import Reading, Source, check_bands, opened, source_name
+from eo_zoo.geo.run import OUT_DTYPES, Embedding, Options, embed_scene, model_layer, tile_grid
+from eo_zoo.geo.scene import Scene
 from eo_zoo.sensors import Statistics
 
 
 def embed_raster(
-    source: str | Path | Mapping[str, Any],
+    source: Source,
     model: str | nn.Module = "smarties_vit_nano",
     out: str | Path | None = None,
     *,
@@ -100,45 +89,28 @@ def embed_raster(
     """
     started = time.perf_counter()
     options = Options(
-        out=_writable("out", out, (".npy", ".json") if pool else (".tif", ".tiff"), overwrite, source),
+        out=writable("out", out, (".npy", ".json") if pool else (".tif", ".tiff"), overwrite, source),
         layer=layer,
-        pool=_one_of("pool", pool, (None, "token", "avg")),
+        pool=one_of("pool", pool, (None, "token", "avg")),
         overlap=overlap,
         min_valid=min_valid,
         batch_size=batch_size,
-        device=_device(device, model),
-        dtype=_one_of("dtype", dtype, tuple(DTYPES)),
-        out_dtype=_one_of("out_dtype", out_dtype, OUT_DTYPES),
-        preview=_writable("preview", preview, (".png",), overwrite, source),
+        device=find_device(device, model),
+        dtype=dtype,
+        out_dtype=one_of("out_dtype", out_dtype, OUT_DTYPES),
+        preview=writable("preview", preview, (".png",), overwrite, source),
         progress=sys.stderr.isatty() if progress is None else progress,
     )
     _check(options)
-    if weights is not None and not isinstance(model, str):
-        raise InputError("weights belong to a model's name, but a module was given, which has its own")
+    check_weights(weights, model)
     for path in filter(None, (options.out, options.preview)):
         sweep(path)  # what a killed run left
     log = Log(report)
-    record = _record(model)
-    statistics = _statistics(record, sensor, stats)
-    accepts = record.accepts if record else getattr(model, "bands", statistics.bands)
-    with open_scene(
-        source,
-        default_sensor=statistics.sensor,
-        accepts=[band for band in accepts if band in statistics.bands],
-        target_units=statistics.units,
-        sensor=sensor,
-        bands=bands,
-        bbox=bbox,
-        bbox_crs=bbox_crs,
-        resolution=resolution,
-        units=units,
-        boa_offset=boa_offset,
-        nodata=nodata,
-    ) as scene:
-        if record and stats is None:
-            statistics = _of_scene(record, statistics, scene)
-        statistics = statistics.select(scene.bands)
-        _tell_before(scene, statistics, record, log)
+    reading = Reading(
+        sensor=sensor, bands=bands, stats=stats, units=units, boa_offset=boa_offset, nodata=nodata,
+        bbox=bbox, bbox_crs=bbox_crs, resolution=resolution,
+    )  # fmt: skip
+    with opened(source, model, reading, log) as (scene, statistics):
         if isinstance(model, str):
             _check_before_loading(model, scene, options)
             module = registry.create_model(
@@ -146,83 +118,14 @@ def embed_raster(
             )
         else:
             module = model
-            _check_bands(model, scene.bands)
-        result = embed_scene(scene, module, statistics, options, name=_name(module), source=_file_name(source), log=log)
+            check_bands(model, scene.bands)
+        result = embed_scene(
+            scene, module, statistics, options, name=name_of(module), source=source_name(source), log=log
+        )
     return replace(result, seconds=time.perf_counter() - started)
 
 
-def _tell_before(scene: Scene, statistics: Statistics, record: weight_records.Record | None, log: Log) -> None:
-    """What the user should know before the long part begins."""
-    for text in scene.notes:
-        log.note(text)
-    log.note(f"normalised with the statistics '{statistics.name}'")
-    samples = scene.sample()  # before the scene's own warnings: reading adds to them
-    for text in [*scene.warnings, *plausibility(samples, statistics)]:
-        log.warn(text)
-    seen = record.gsd.get(scene.sensor) if record else None
-    far = gsd_warning(scene.grid.gsd, seen) if seen else None
-    if far:
-        log.warn(far)
-
-
-def _one_of(what: str, value: Any, options: tuple[Any, ...]) -> Any:
-    if value not in options:
-        raise InputError(f"{what} is {value!r}, expected {' or '.join(str(option) for option in options)}")
-    return value
-
-
-def _writable(
-    what: str, path: str | Path | None, suffixes: tuple[str, ...], overwrite: bool, source: object
-) -> Path | None:
-    if path is None:
-        return None
-    path = Path(path)
-    if path.suffix.lower() not in suffixes:
-        raise InputError(f"{what} is {path.name}, expected a name that ends in {' or '.join(suffixes)}")
-    path = path.resolve()  # a link stays, and what it points to is replaced
-    folder = path.parent
-    if path.exists() and not path.is_file():
-        kind = "a folder" if path.is_dir() else "not a regular file"
-        raise InputError(f"{what}: {path} is {kind}, expected the name of a file")
-    if not folder.is_dir():
-        raise InputError(f"{what}: the folder {folder} does not exist; create it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{what}: the folder {folder} cannot be written to; choose another")
-    if path.exists() and isinstance(source, str | Path) and os.path.exists(source) and path.samefile(source):
-        raise InputError(f"{what}: {path} is the input itself; choose another name")
-    if path.exists() and not overwrite:
-        raise InputError(f"{what}: {path} exists; choose another name, or pass --overwrite (overwrite=True)")
-    return path
-
-
-def _device(device: str | torch.device | None, model: str | nn.Module) -> torch.device:
-    if device is None:
-        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-        if parameter is not None:
-            return parameter.device
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
-        if found.type == "meta" or (found.type == "cpu" and found.index):
-            raise RuntimeError("it cannot compute" if found.type == "meta" else "there is one cpu device")
-    # torch says so in three ways: no such name, not compiled in, no such card.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = re.split(r"\n|\. ", str(error))[0]
-        raise InputError(f"device '{device}' is not there ({reason}); on this machine: {_devices()}") from error
-    return found
-
-
-def _devices() -> str:
-    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    return ", ".join(names + ["mps"] * torch.backends.mps.is_available())
-
-
 def _check(options: Options) -> None:
-    if not 0 <= options.min_valid <= 1:
-        raise InputError(f"min_valid is {options.min_valid}, expected a share from 0 to 1")
-    if options.batch_size < 1:
-        raise InputError(f"batch_size is {options.batch_size}, expected 1 or more")
     if options.pool:
         given = [name for name in ("layer", "overlap", "preview") if getattr(options, name) is not None]
         given += ["min_valid"] * (options.min_valid > 0) + ["out_dtype"] * (options.out_dtype != "float32")
@@ -230,44 +133,6 @@ def _check(options: Options) -> None:
             raise InputError(f"{', '.join(given)} only apply to maps: leave them out, or leave out pool")
     elif options.out is None:
         raise InputError("a map has to be written somewhere: give out, the path of a .tif, or pool for one vector")
-
-
-def _record(model: str | nn.Module) -> weight_records.Record | None:
-    if isinstance(model, str):
-        return registry.get_record(model)
-    return registry.record_of(model)
-
-
-def _statistics(
-    record: weight_records.Record | None, sensor: str | None, stats: str | Path | Statistics | None
-) -> Statistics:
-    if isinstance(stats, Statistics):
-        return stats
-    if stats is not None:
-        return sensors.get_statistics(stats)
-    if record is None:
-        raise InputError("the module's weights have no record, so its statistics are not known: give stats")
-    return _recorded(record, sensors.get_sensor(sensor).name if sensor else record.sensors[0])
-
-
-def _recorded(record: weight_records.Record, sensor: str) -> Statistics:
-    if sensor not in record.statistics:
-        known, others = ", ".join(record.statistics), ", ".join(sensors.get_sensor(sensor).statistics)
-        raise InputError(
-            f"{record.name} has no statistics for sensor {sensor}, only for {known}: give stats, a JSON file or a "
-            f"recorded set (for {sensor}: {others or 'none'})"
-        )
-    return sensors.get_statistics(record.statistics[sensor])
-
-
-def _of_scene(record: weight_records.Record, statistics: Statistics, scene: Scene) -> Statistics:
-    """The record's statistics for the scene's sensor, where it says that it is not the assumed one."""
-    if scene.sensor == statistics.sensor:
-        return statistics
-    found = _recorded(record, scene.sensor)
-    if found.units != scene.units:
-        raise InputError(f"the scene is of sensor {scene.sensor}: give sensor '{scene.sensor}'")
-    return found
 
 
 def _pooling(options: Options) -> dict[str, Any]:
@@ -280,26 +145,3 @@ def _check_before_loading(name: str, scene: Scene, options: Options) -> None:
         empty = registry.create_model(name, pretrained=False, bands=scene.bands, **_pooling(options))
     _, patch, _ = model_layer(empty, options.layer)
     tile_grid(scene, empty, patch, options)
-
-
-def _name(model: nn.Module) -> str:
-    """The record's name where it is what the model holds, else its architecture: WEIGHTS tells the rest."""
-    origin = getattr(model, "weights_origin", None)
-    config = getattr(model, "pretrained_cfg", {})
-    return (origin.name if origin else None) or str(config.get("architecture") or type(model).__name__)
-
-
-def _file_name(source: str | Path | Mapping[str, Any]) -> str:
-    if isinstance(source, Mapping):
-        return str(source.get("id", "STAC item"))
-    # Without the query, which may hold a signature, and without folders.
-    return str(source).partition("?")[0].rstrip("/").rpartition("/")[2]
-
-
-def _check_bands(model: Any, bands: tuple[str, ...]) -> None:
-    own = getattr(model, "bands", None)
-    if own is not None and tuple(own) != bands:
-        raise InputError(
-            f"the model was made for the bands {', '.join(own)}, the scene gives {', '.join(bands)}: "
-            "create the model with bands= these, or choose bands of the scene"
-        )

@@ -16,6 +16,7 @@ from eo_zoo.sensors import get_sensor, list_sensors, resolve, resolve_bands
 NUMBERED = re.compile(r"(?:b|band)?[ _]*(\d{1,2}a?)(?:\s+-\s+|\s*[:,(]\s*)(.*[a-z]{3}.*)", re.IGNORECASE)
 # "Band 4", "layer_4", "4": what software calls a band that nobody named
 POSITION = re.compile(r"(band|layer|channel|ch)?[\s_-]*\d+", re.IGNORECASE)
+LEFT_OUT = "-"  # in --bands: the file's band at this place is not used
 
 
 def match(text: str | None, sensor: str) -> str | None:
@@ -88,13 +89,14 @@ def match_file_name(path: Path, sensor: str) -> str | None:
 
 
 def given_bands(bands: Sequence[str], sensor: str) -> tuple[str, ...]:
-    """The canonical names of ``--bands``.
+    """The canonical names of ``--bands``, without the places marked as left out.
 
     Raises:
         InputError: a name is unknown, or a band is given twice.
     """
-    if isinstance(bands, str) or not bands:
+    if isinstance(bands, str) or not set(bands) - {LEFT_OUT}:
         raise InputError(f"--bands is {bands!r}, expected a list of band names")
+    bands = [band for band in bands if band != LEFT_OUT]
     for scope in _scopes(sensor):
         try:
             names = resolve_bands(bands, scope)

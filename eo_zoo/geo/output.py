@@ -1,4 +1,4 @@
-"""What an embedding is written to: GeoTIFF, .npy or .json, and a preview picture."""
+"""What a run writes: GeoTIFF, .npy or .json, and a preview picture."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -22,6 +23,8 @@ from eo_zoo.errors import InputError
 from eo_zoo.files import replacing
 
 BLOCK = 64  # side of the GeoTIFF's blocks, a multiple of 16
+TIFF = (".tif", ".tiff")
+NODATA = 255  # of a uint8 map
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 CANVAS = 1024  # longest side of each half of the preview, in pixels
 SMALL = 512  # smaller pictures are enlarged by a whole factor to about this size
@@ -30,16 +33,18 @@ SMALL = 512  # smaller pictures are enlarged by a whole factor to about this siz
 class MapWriter:
     """Writes a map from top to bottom into a GeoTIFF, holding one row of blocks in memory.
 
-    float32, or float16 as GDAL has it (32-bit bands of which 16 are stored); NaN is nodata. Blocks are
-    written once and in order, so the file has no dead space and equal input gives equal bytes.
+    float32, or float16 as GDAL has it (32-bit bands of which 16 are stored), where NaN is nodata; or uint8,
+    where 255 is. Blocks are written once and in order, so the file has no dead space and equal input gives
+    equal bytes.
 
     Args:
         path: where to write; the caller decides on its final name.
         shape: channels, rows, columns.
         crs: of the raster.
         transform: of the map: one pixel is one cell.
-        out_dtype: "float32" or "float16".
+        out_dtype: "float32", "float16" or "uint8".
         descriptions: one name per channel.
+        colours: of the values 0, 1, ... of a uint8 map of one channel.
 
     Raises:
         OSError: the file cannot be written: disk full, quota.
@@ -54,22 +59,27 @@ class MapWriter:
         transform: Affine,
         out_dtype: str,
         descriptions: Sequence[str],
+        colours: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         self.path = path
         self.shape = shape
         self.half = out_dtype == "float16"
         self.block = min(BLOCK, 16 * -(-max(shape[1:]) // 16))
-        self._buffer = np.empty((shape[0], self.block, shape[2]), np.float32)
+        dtype = "uint8" if out_dtype == "uint8" else "float32"
+        form: dict[str, Any] = {"nodata": NODATA} if dtype == "uint8" else {"nodata": math.nan, "predictor": 3}
+        self._buffer = np.empty((shape[0], self.block, shape[2]), dtype)
         self._done = 0  # rows in the file
         self._held = 0  # rows in the buffer
         with _write_errors(path):
             self._file = rasterio.open(
-                path, "w", driver="GTiff", count=shape[0], height=shape[1], width=shape[2], dtype="float32",
-                crs=crs, transform=transform, nodata=math.nan, tiled=True, blockxsize=self.block,
-                blockysize=self.block, interleave="band", compress="deflate", predictor=3, bigtiff="IF_SAFER",
+                path, "w", driver="GTiff", count=shape[0], height=shape[1], width=shape[2], dtype=dtype,
+                crs=crs, transform=transform, tiled=True, blockxsize=self.block, blockysize=self.block,
+                interleave="band", compress="deflate", bigtiff="IF_SAFER", **form,
                 **({"nbits": 16} if self.half else {}),
             )  # fmt: skip
             self._file.descriptions = tuple(descriptions)
+            if colours:
+                self._file.write_colormap(1, {value: (*colour, 255) for value, colour in enumerate(colours)})
 
     def __enter__(self) -> MapWriter:
         return self
@@ -85,7 +95,7 @@ class MapWriter:
                 raise
 
     def write(self, strip: np.ndarray) -> None:
-        """Add finished rows: float32 (channels, any number of rows, columns)."""
+        """Add finished rows, in the file's type: (channels, any number of rows, columns)."""
         if self.half:
             strip = self._to_half(strip)
         while strip.shape[1]:
@@ -130,12 +140,18 @@ def _write_errors(path: Path) -> Iterator[None]:
 
 def write_vector(path: Path, vector: np.ndarray, tags: Mapping[str, str]) -> None:
     """One float32 vector as .npy, or as .json under "embedding", there with the tags beside it."""
+    if path.suffix.lower() == ".json":
+        write_json(path, {"embedding": vector.tolist()}, tags)
+        return
     with _write_errors(path), replacing(path) as temporary, temporary.open("wb") as file:
-        if path.suffix.lower() == ".json":
-            content = {"embedding": vector.tolist()} | {name.lower(): _plain(value) for name, value in tags.items()}
-            file.write(json.dumps(content, indent=1).encode() + b"\n")
-        else:
-            np.save(file, vector.astype(np.float32))
+        np.save(file, vector.astype(np.float32))
+
+
+def write_json(path: Path, content: Mapping[str, object], tags: Mapping[str, str]) -> None:
+    """Plain values, and beside them the tags that are none of these, in small letters."""
+    values = {**content, **{name.lower(): _plain(tag) for name, tag in tags.items() if name.lower() not in content}}
+    with _write_errors(path), replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def _plain(tag: str) -> object:
@@ -171,6 +187,10 @@ class Thumbnail:
         target = np.s_[:, top : top + len(down), left : left + len(across)]
         for canvas, pixels in ((self._sums, values), (self._counts, valid.astype(np.int64))):
             canvas[target] += np.add.reduceat(np.add.reduceat(pixels, down, axis=1), across, axis=2)
+
+    def caption(self, bands: Sequence[str]) -> str:
+        """Which of the raster's bands are shown."""
+        return "input: " + ", ".join(bands[i] for i in self.bands)
 
     def picture(self) -> np.ndarray:
         """Mean values (3, rows, columns), NaN where any of the bands has no valid pixel."""
@@ -240,31 +260,51 @@ def write_preview(
         patch: pixels of the input on one cell of the map, each way.
         captions: texts below the halves.
     """
-    basis = components.basis()
-    halves = [_stretch(thumbnail.picture()), _stretch(_project(embedding, basis, thumbnail, patch))]
-    zoom = max(1, SMALL // max(thumbnail.shape))
-    height, width = (side * zoom for side in thumbnail.shape)
-    gap, band = 8, 24
-    page = Image.new("RGB", (2 * width + gap, height + band), "white")
-    draw = ImageDraw.Draw(page)
+    halves = [stretch(thumbnail.picture()), stretch(_project(embedding, components.basis(), thumbnail, patch))]
+    write_page(path, halves, captions)
+
+
+def write_page(
+    path: Path,
+    halves: Sequence[np.ndarray],
+    captions: Sequence[str],
+    legend: Sequence[tuple[tuple[int, int, int], str]] = (),
+) -> None:
+    """PNG: pictures (rows, columns, 3) of one size side by side, a caption below each; colours and their meaning."""
+    zoom = max(1, SMALL // max(halves[0].shape))
+    height, width = (side * zoom for side in halves[0].shape[:2])
+    gap, band, line = 8, 24, 18
     font = ImageFont.load_default(size=13)
+    right = len(halves) * (width + gap)
+    texts = max((math.ceil(font.getlength(text)) + line + gap for _, text in legend), default=-gap)
+    page = Image.new("RGB", (right + texts, max(height + band, len(legend) * line)), "white")
+    draw = ImageDraw.Draw(page)
     for index, (half, caption) in enumerate(zip(halves, captions, strict=True)):
         left = index * (width + gap)
         page.paste(Image.fromarray(half).resize((width, height), Image.Resampling.NEAREST), (left, 0))
         while caption and draw.textlength(caption, font=font) > width:
             caption = caption[:-1]
         draw.text((left + 2, height + 4), caption, fill="black", font=font)
+    for index, (colour, text) in enumerate(legend):
+        draw.rectangle((right, index * line + 2, right + 12, index * line + 14), fill=colour, outline="grey")
+        draw.text((right + line, index * line), text, fill="black", font=font)
     with _write_errors(path):
         page.save(path, format="PNG")
+
+
+def cells_below(thumbnail: Thumbnail, cell: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of a map's cells, ``cell`` pixels a side, below the middle of each pixel of the canvas."""
+    rows, cols = (
+        np.minimum((np.arange(count) * thumbnail.factor + thumbnail.factor // 2) // cell, -(-size // cell) - 1)
+        for count, size in zip(thumbnail.shape, thumbnail.extent, strict=True)
+    )
+    return rows, cols
 
 
 def _project(embedding: Path, basis: tuple[np.ndarray, np.ndarray], thumbnail: Thumbnail, patch: int) -> np.ndarray:
     """Components (3, rows, columns) of the cells below the middle of each pixel of the canvas."""
     mean, directions = basis[0].astype(np.float32), basis[1].astype(np.float32)
-    row_of, col_of = (
-        np.minimum((np.arange(count) * thumbnail.factor + thumbnail.factor // 2) // patch, -(-size // patch) - 1)
-        for count, size in zip(thumbnail.shape, thumbnail.extent, strict=True)
-    )
+    row_of, col_of = cells_below(thumbnail, patch)
     picture = np.empty((3, *thumbnail.shape))
     with rasterio.open(embedding) as file:
         block = file.block_shapes[0][0]
@@ -280,7 +320,7 @@ def _project(embedding: Path, basis: tuple[np.ndarray, np.ndarray], thumbnail: T
     return picture
 
 
-def _stretch(picture: np.ndarray) -> np.ndarray:
+def stretch(picture: np.ndarray) -> np.ndarray:
     """Values (3, rows, columns) to bytes (rows, columns, 3); a flat channel is middle grey, NaN white."""
     result = np.full(picture.shape, 255, np.uint8)
     known = ~np.isnan(picture).any(axis=0)

@@ -17,7 +17,7 @@ from rasterio.enums import MaskFlags
 
 from eo_zoo.errors import InputError
 from eo_zoo.geo.bands import BandReader, Valid, Values, read_bands
-from eo_zoo.geo.grid import Grid, common_grid
+from eo_zoo.geo.grid import Grid, common_grid, name_of
 from eo_zoo.geo.names import given_bands
 from eo_zoo.geo.sources import SUFFIXES, BandSource, Files, Found, from_file, from_folder
 from eo_zoo.geo.stac import from_item, is_remote, read_item
@@ -43,7 +43,7 @@ class Scene:
     Attributes:
         grid: the pixels that :meth:`read` counts in.
         bands: canonical names, in the order of :meth:`read`.
-        sensor: whose bands they are.
+        sensor: whose bands they are; of scenes side by side both, with a comma, as ``units``.
         units: of the values, one of ``eo_zoo.sensors.UNITS``.
         notes: every choice and conversion made, a sentence each.
         warnings: what may be wrong, a sentence each. Reading may add to it: values that have no dB.
@@ -130,6 +130,33 @@ class Scene:
                     parts[band].append(values[i][valid[i]])
         return {band: np.concatenate(found) for band, found in parts.items()}
 
+    def beside(self, other: Scene) -> Scene:
+        """The bands of this scene and then of another, on this one's pixels, as far as both reach.
+
+        The other's are resampled as bands of one scene are; the files stay with the two scenes.
+
+        Raises:
+            InputError: the CRS differ, or there is no common area.
+        """
+        if self.grid.crs != other.grid.crs:
+            raise InputError(
+                f"the inputs have different CRS: {self.sensor} {name_of(self.grid.crs)}, {other.sensor} "
+                f"{name_of(other.grid.crs)}; warp them to one with gdalwarp -t_srs"
+            )
+        (left, bottom, right, top), (west, south, east, north) = self.grid.bounds, other.grid.bounds
+        box = max(left, west), max(bottom, south), min(right, east), min(top, north)
+        if box[0] >= box[2] or box[1] >= box[3]:
+            raise InputError(
+                f"the inputs cover no common area: {self.sensor} {self.grid.bounds}; {other.sensor} {other.grid.bounds}"
+            )
+        found, grid = Found(f"{self.sensor}, {other.sensor}"), self.grid.window(box)
+        if grid != self.grid:
+            found.notes.append("the inputs cover different areas: only the common part is used")
+        bands = [band.on(grid) for band in (*self._bands, *other._bands)]
+        if not all(band.direct for band in bands[len(self._bands) :]):
+            found.notes.append(f"{other.sensor}: resampled to the pixels of {self.sensor}")
+        return Scene(grid, bands, found, f"{self.units}, {other.units}")
+
     def _together(self) -> list[list[int]]:
         """Places of bands that are read in one call: those of one file and data type (a VRT may mix them)."""
         files: dict[tuple[str, str], list[int]] = {}
@@ -180,8 +207,8 @@ def open_scene(
         accepts: canonical names of the bands that the model takes; others are left out, with a note.
         target_units: of the values wanted, one of ``eo_zoo.sensors.UNITS``.
         sensor: whose band names are meant; a STAC item's platform must agree.
-        bands: names: for one file those of its bands, in its order; for folders and items the ones to use, in
-            the order wanted. Without it, bands come in the sensor's order.
+        bands: names: for one file those of its bands, in its order, "-" for one that is not to be used; for folders
+            and items the ones to use, in the order wanted. Without it, bands come in the sensor's order.
         bbox: minx, miny, maxx, maxy; the scene is cut to the pixels that touch it.
         bbox_crs: of ``bbox``, e.g. "EPSG:4326"; None for the scene's own.
         resolution: pixel side in units of the CRS; None for the finest band's.
@@ -234,10 +261,10 @@ def _find(
         return from_item(read_item(text), text, sensor=sensor, default_sensor=default_sensor)
     name = get_sensor(sensor or default_sensor).name
     if is_remote(text):
-        return from_file(files, f"/vsicurl/{text}", name, bands)
+        return from_file(files, f"/vsicurl/{text}", name, bands, stated=sensor is not None)
     if Path(text).is_dir():
         return from_folder(files, Path(text), name)
-    return from_file(files, text, name, bands)
+    return from_file(files, text, name, bands, stated=sensor is not None)
 
 
 def _selected(found: Found, accepts: Collection[str], bands: Sequence[str] | None) -> list[BandSource]:

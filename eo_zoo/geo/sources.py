@@ -20,7 +20,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
 from eo_zoo.errors import InputError
-from eo_zoo.geo.names import given_bands, match, match_file_name
+from eo_zoo.geo.names import LEFT_OUT, given_bands, match, match_file_name
 from eo_zoo.sensors import get_sensor, resolve
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt")
@@ -115,8 +115,8 @@ def described(dataset: DatasetReader, index: int, sensor: str) -> str | None:
 # ---- one file ----
 
 
-def from_file(files: Files, path: str, sensor: str, bands: Sequence[str] | None) -> Found:
-    """The bands of one raster file.
+def from_file(files: Files, path: str, sensor: str, bands: Sequence[str] | None, *, stated: bool) -> Found:
+    """The bands of one raster file; ``stated``: that it is of this sensor is not just assumed.
 
     Raises:
         InputError: it cannot be read, its bands have no names, or ``bands`` are not as many as it has.
@@ -151,6 +151,8 @@ def from_file(files: Files, path: str, sensor: str, bands: Sequence[str] | None)
     elif get_sensor(sensor).name == "RGB" and (colours := _colours(dataset, indices)):
         names = list(colours)
         found.notes.append(f"{label}: bands named by the file's colour interpretation: {', '.join(colours)}")
+    elif stated and len(indices) == 1 == len(get_sensor(sensor).bands):
+        names = list(get_sensor(sensor).band_names)
     else:
         raise InputError(_nameless(dataset, label, indices, sensor))
     pairs = [(name, index) for name, index in zip(names, indices, strict=True) if name]
@@ -170,12 +172,13 @@ def _named(
             f"{label} has {count} band{'s' * (count != 1)}, but --bands names {len(bands)} "
             f"({', '.join(bands)}); give one name for each, in the file's order"
         )
-    names = list(given_bands(bands, sensor))
+    given = iter(given_bands(bands, sensor))
+    names = [None if band == LEFT_OUT else next(given) for band in bands]
     # said is empty where the file's own descriptions could not be read
-    wrong = [f"{name} ({other})" for name, other in zip(names, said, strict=False) if other and other != name]
+    wrong = [f"{name} ({other})" for name, other in zip(names, said, strict=False) if name and other and other != name]
     if wrong:
         found.warnings.append(f"{label}: --bands differs from the file's own descriptions: {', '.join(wrong)}")
-    return [*names]
+    return names
 
 
 def _colours(dataset: DatasetReader, indices: Iterable[int]) -> tuple[str, ...]:
@@ -190,6 +193,8 @@ def _nameless(dataset: DatasetReader, label: str, indices: Collection[int], sens
     found = f" that {sensor} knows (found: {', '.join(texts)})" if texts else ""
     # no list as long as the file: it would be copied, and be wrong
     names = ", ".join(band.sensor_name for band in get_sensor(sensor).bands[:3])
+    if len(indices) == 1 == len(get_sensor(sensor).bands):
+        return f"{label}: its band carries no name{found}; give --sensor {sensor} if it is from there, else its sensor"
     if len(indices) == 1:
         return (
             f"{label}: neither its band's description nor its file name holds a band of {sensor}{found}; "
@@ -197,7 +202,7 @@ def _nameless(dataset: DatasetReader, label: str, indices: Collection[int], sens
         )
     return (
         f"{label}: its {len(indices)} bands carry no names{found}; give --bands with {len(indices)} names, "
-        f"in the file's order (of {names}, ...), or --sensor"
+        f"in the file's order (of {names}, ..., or - for one that is not to be used), or --sensor"
     )
 
 

@@ -18,7 +18,7 @@ from eo_zoo import sensors
 from eo_zoo.errors import InputError
 from eo_zoo.geo.output import Thumbnail
 from eo_zoo.geo.scene import Scene
-from eo_zoo.geo.tiles import TileGrid
+from eo_zoo.geo.tiles import TileGrid, WindowGrid
 from eo_zoo.sensors import Statistics
 
 Encode = Callable[[Tensor], np.ndarray]
@@ -45,7 +45,9 @@ class Tally:
             self.thumbnail.add(row, col, values, valid)
 
     def shares(self, bands: Sequence[str]) -> dict[str, float]:
-        """Clipped share of each band's valid values."""
+        """Clipped share of each band's valid values; empty where normalisation clips nothing."""
+        if self._range is None:
+            return {}
         shares = self.clipped / np.maximum(self.valid, 1)
         return {band: round(float(share), 6) for band, share in zip(bands, shares, strict=True)}
 
@@ -87,11 +89,16 @@ def encode_tiles(
     filled = {i: at for i, at in offsets.items() if batch.valid[:, :, at : at + grid.tile].any()}
     if not filled:
         return
-    x = sensors.normalize(torch.from_numpy(batch.values), statistics)
-    # Missing pixels become the mean, after scaling: whatever lies under nodata cannot reach the model.
-    x = torch.where(torch.from_numpy(batch.valid), x, 0.0).float()
+    x = normalised(batch.values, batch.valid, statistics)
     tiles = torch.stack([x[:, :, at : at + grid.tile] for at in filled.values()])
     yield from zip(filled, encode(tiles), strict=True)
+
+
+def normalised(values: np.ndarray, valid: np.ndarray, statistics: Statistics) -> Tensor:
+    """Pixels (bands, rows, columns) as the model takes them, float32."""
+    x = sensors.normalize(torch.from_numpy(values), statistics)
+    # Missing pixels become the mean, after scaling: whatever lies under nodata cannot reach the model.
+    return torch.where(torch.from_numpy(valid), x, 0.0).float()
 
 
 def cell_counts(valid: np.ndarray, patch: int) -> np.ndarray:
@@ -128,7 +135,7 @@ def map_strips(
         tick: called with the number of tiles done.
     """
     size, width = grid.rows.tile, max(grid.cols.cells, grid.cols.tile)
-    needed = max(math.ceil(min_valid * len(scene.bands) * grid.patch**2 - 1e-6), 1)  # of that product's rounding
+    needed = _needed(min_valid, len(scene.bands), grid.patch)
     sums = np.zeros((channels, size, width), np.float32)
     counts = np.zeros((size, width), np.int64)
     for batch in batches(scene, grid, batch_size, tally):
@@ -145,16 +152,63 @@ def map_strips(
         top, bottom = grid.rows.own(batch.row)
         done = bottom - top
         strip = sums[:, :done, : grid.cols.cells].copy()
-        missing = counts[:done, : grid.cols.cells] < needed
-        if not np.isfinite(strip[:, ~missing]).all():
-            raise InputError(
-                "the model gave infinite or undefined features; float16 often overflows: use dtype bfloat16 or float32"
-            )
-        strip[:, missing] = np.nan
-        yield strip
+        yield _masked(strip, counts[:done, : grid.cols.cells] < needed)
         # The next row of tiles starts where this one's own rows end.
         sums[:, : size - done] = sums[:, done:].copy()
         sums[:, size - done :] = 0
+
+
+def window_strips(
+    scene: Scene,
+    grid: WindowGrid,
+    statistics: Statistics,
+    encode: Encode,
+    channels: int,
+    *,
+    batch_size: int,
+    min_valid: float,
+    tally: Tally,
+    tick: Callable[[int], None],
+) -> Iterator[np.ndarray]:
+    """A value of each window for its cell, from top to bottom: as ``map_strips``, without blending.
+
+    Args:
+        encode: normalised windows (n, bands, tile, tile) to vectors (n, channels).
+    """
+    stride = grid.tile - grid.overlap
+    needed = _needed(min_valid, len(scene.bands), stride)
+    line = np.zeros((channels, len(grid.cols.starts)), np.float32)
+    for batch in batches(scene, grid, batch_size, tally):
+        rows = np.flatnonzero(grid.rows.windows == batch.row)
+        if batch.cols[0] == 0:
+            counts = np.zeros((len(rows), grid.shape[1]), np.int64)
+        cols = np.flatnonzero(np.isin(grid.cols.windows, batch.cols))
+        # The cells of these windows lie side by side inside them, except where the raster ends in a cell.
+        top, left = rows[0] * stride - grid.rows.starts[batch.row], cols[0] * stride - grid.cols.starts[batch.cols[0]]
+        cells = batch.valid[:, top:, left:][:, : len(rows) * stride, : len(cols) * stride]
+        beyond = len(rows) * stride - cells.shape[1], len(cols) * stride - cells.shape[2]
+        counts[:, cols] = cell_counts(np.pad(cells, ((0, 0), (0, beyond[0]), (0, beyond[1]))), stride)
+        for index, vector in encode_tiles(batch, grid, statistics, encode):
+            line[:, index] = vector
+        tick(len(batch.cols))
+        if batch.cols[-1] + 1 == len(grid.cols.starts):
+            strip = np.repeat(line[:, None, grid.cols.windows], len(rows), axis=1)
+            yield _masked(strip, counts < needed)
+
+
+def _needed(min_valid: float, bands: int, cell: int) -> int:
+    """Valid values that a cell of ``cell`` pixels a side needs, at least one."""
+    return max(math.ceil(min_valid * bands * cell**2 - 1e-6), 1)  # less that product's rounding
+
+
+def _masked(strip: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """The strip (channels, rows, columns) with NaN where ``missing``; what is there has to be finite."""
+    if not np.isfinite(strip[:, ~missing]).all():
+        raise InputError(
+            "the model gave infinite or undefined features; float16 often overflows: use dtype bfloat16 or float32"
+        )
+    strip[:, missing] = np.nan
+    return strip
 
 
 def pooled_vector(

@@ -61,6 +61,30 @@ class Axis:
         return total
 
 
+class WindowAxis(Axis):
+    """One direction of a raster of which every cell of (tile - overlap) pixels has a window of ``tile`` pixels.
+
+    ``cells`` are pixels here, and at least one window. A window is centred on its cell, to half a pixel; at the
+    raster's ends, where it would reach beyond, it is moved inside.
+    """
+
+    @cached_property
+    def _centred(self) -> np.ndarray:
+        stride = self.tile - self.overlap
+        first = np.arange(-(-self.cells // stride)) * stride - (self.overlap + 1) // 2
+        return np.clip(first, 0, self.cells - self.tile)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First pixel of every window."""
+        return tuple(np.unique(self._centred).tolist())
+
+    @cached_property
+    def windows(self) -> np.ndarray:
+        """Index of the window of every cell; cells at the raster's ends may share one."""
+        return np.searchsorted(self.starts, self._centred)
+
+
 @dataclass(frozen=True)
 class TileGrid:
     """The tiles that cover a raster from its top-left pixel. All arguments are pixels.
@@ -113,6 +137,25 @@ class TileGrid:
 
     def __len__(self) -> int:
         return len(self.rows.starts) * len(self.cols.starts)
+
+
+class WindowGrid(TileGrid):
+    """The windows around the cells of a raster, a value each: cells of (tile - overlap) pixels; ``patch`` is 1."""
+
+    @cached_property
+    def rows(self) -> WindowAxis:
+        """Windows from top to bottom."""
+        return WindowAxis(self.height, self.tile, self.overlap)
+
+    @cached_property
+    def cols(self) -> WindowAxis:
+        """Windows from left to right."""
+        return WindowAxis(self.width, self.tile, self.overlap)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the output."""
+        return len(self.rows.windows), len(self.cols.windows)
 
 
 def default_overlap(tile: int, patch: int) -> int:

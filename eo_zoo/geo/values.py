@@ -189,7 +189,8 @@ def _other(dtype: np.dtype, target: str, sensor: str, units: str | None, scale: 
     if "uint8" in (given, target) and (dtype != np.uint8 or described):
         found = f"{dtype} with scale {scale:g} and offset {offset:g}" if described else str(dtype)
         raise InputError(
-            f"the values are {found}, but {sensor} needs uint8 (0 to 255); convert the image to 8 bits first"
+            f"the values are {found}, but the statistics of {sensor} are for uint8 (0 to 255); convert the image to 8 "
+            "bits first, or give others with --stats"
         )
     if given == "db" and dtype.kind == "u" and not described:
         raise InputError(

@@ -20,7 +20,7 @@ import torch
 from eo_zoo import create_model
 from eo_zoo.errors import InputError
 from eo_zoo.files import sweep
-from eo_zoo.geo import embed as embed_module
+from eo_zoo.geo import opening
 from eo_zoo.geo.embed import embed_raster
 from eo_zoo.geo.run import Embedding, Log, Options, embed_scene
 from eo_zoo.geo.scene import open_scene
@@ -455,10 +455,10 @@ def fake_route(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def get_statistics(name: object) -> Statistics:
         return replace(statistics(BANDS), name=str(name), sensor="S1" if name == "fake-S1" else "S2")
 
-    monkeypatch.setattr(embed_module, "open_scene", open_scene)
-    monkeypatch.setattr(embed_module.registry, "get_record", lambda name: record)
-    monkeypatch.setattr(embed_module.registry, "create_model", create_model)
-    monkeypatch.setattr(embed_module.sensors, "get_statistics", get_statistics)
+    monkeypatch.setattr(opening, "open_scene", open_scene)
+    monkeypatch.setattr(opening.registry, "get_record", lambda name: record)
+    monkeypatch.setattr(opening.registry, "create_model", create_model)
+    monkeypatch.setattr(opening.sensors, "get_statistics", get_statistics)
     return state
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eo_zoo.errors import InputError
-from eo_zoo.geo.tiles import Axis, TileGrid, default_overlap
+from eo_zoo.geo.tiles import Axis, TileGrid, WindowAxis, WindowGrid, default_overlap
 
 
 def test_starts_are_multiples_of_the_step_and_the_last_ends_with_the_raster() -> None:
@@ -80,3 +80,29 @@ def test_what_does_not_fit_is_an_error(change: dict[str, int], words: str) -> No
 def test_default_overlap_is_half(tile: int, patch: int, overlap: int) -> None:
     assert default_overlap(tile, patch) == overlap
     TileGrid(300, 300, patch, tile, overlap)
+
+
+def test_windows_are_centred_on_their_cells_and_moved_inside_at_the_ends() -> None:
+    axis = WindowAxis(cells=100, tile=30, overlap=20)  # pixels, a cell every 10
+    assert axis.starts == (0, 10, 20, 30, 40, 50, 60, 70)
+    assert axis.windows.tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 7, 7]
+    beyond = WindowAxis(cells=25, tile=10, overlap=0)  # the last cell is half outside
+    assert (beyond.starts, beyond.windows.tolist()) == ((0, 10, 15), [0, 1, 2])
+    odd = WindowAxis(cells=40, tile=7, overlap=3)  # centred to half a pixel: cell 4 to 7, window 2 to 8
+    assert odd.starts[1] == 2 and len(odd.windows) == 10
+    assert WindowGrid(40, 25, 1, 10, 5).shape == (8, 5)
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(1, 0), (6, 0), (6, 2), (6, 5), (7, 6), (7, 4)])
+def test_windows_hold_their_cells_and_own_every_pixel_once(tile: int, overlap: int) -> None:
+    for size in range(tile, 40):
+        axis, owned = WindowAxis(size, tile, overlap), np.zeros(size)
+        for cell, window in enumerate(axis.windows):
+            start = axis.starts[window]
+            first, last = cell * (tile - overlap), min((cell + 1) * (tile - overlap), size)
+            assert 0 <= start <= first and last <= start + tile <= size
+        for index, start in enumerate(axis.starts):
+            low, high = axis.own(index)
+            assert start == low and high <= start + tile
+            owned[low:high] += 1
+        assert (owned == 1).all()
