@@ -135,7 +135,9 @@ class Classifier:
                 x = self.resize(x)
             made = model(x, **self.call)
             if made.shape[1] != len(self.task.classes):
-                raise InputError(f"the model gives {made.shape[1]} values, but the task has {len(self.task.classes)} classes")
+                raise InputError(
+                    f"the model gives {made.shape[1]} values, but the task has {len(self.task.classes)} classes"
+                )
             if self.dense and made.shape[-1] != side:
                 made = F.interpolate(made.float(), (side, side), mode="bilinear", align_corners=False)
             return made

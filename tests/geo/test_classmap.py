@@ -111,6 +111,8 @@ def test_nodata_stays_nodata(tmp_path: Path) -> None:
     assert found.nodata == pytest.approx(1 / 9) and sum(found.shares.values()) == pytest.approx(1, abs=1e-5)  # type: ignore[union-attr]
     part = np.s_[:, 16:32, 32:48]
     assert labels[1, 2] == logits(values[part], valid[part]).argmax()
+    part = np.s_[:, 32:, 32:]
+    np.testing.assert_allclose(scores[:, 2, 2], logits(values[part], valid[part]).softmax(0), atol=1e-5)
     for least, missing in ((0.5, 1), (0.51, 2), (0.7, 3)):
         run(path, tmp_path / "v.tif", min_valid=least, overwrite=True)
         assert (read(tmp_path / "v.tif") == NODATA).sum() == missing

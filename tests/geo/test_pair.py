@@ -9,6 +9,7 @@ import pytest
 import rasterio
 import rasterio.shutil
 import torch
+from PIL import Image
 from torch import Tensor
 
 from eo_zoo import create_model, create_transform
@@ -49,11 +50,22 @@ def test_two_inputs_lie_on_the_first_ones_pixels(tmp_path: Path, both: dict[str,
     assert (tags["SENSOR"], tags["UNITS"], tags["SOURCE"]) == ("S2, S1", "dn, db", "s2: s2, s1: s1.tif")
     assert json.loads(tags["STATISTICS"])["p1"][12:] == list(get_statistics("smarties/S1").p1 or ())
     assert any("only the common part" in text for text in notes) and any("S1: resampled" in text for text in notes)
-    # The radar's own pixels in the order given: then Sentinel-2 is resampled to them.
-    together({"s1": both["s1"], "s2": both["s2"]}, tmp_path / "p.tif", window=6)
-    with rasterio.open(tmp_path / "p.tif") as file:
-        assert file.transform[:6] == (120, 0, X + 120, 0, -120, Y - 120) and file.shape == (3, 3)
-        assert json.loads(file.tags()["BANDS"])[:2] == ["microwave_1", "microwave_2"]
+    # Cut to the common part beforehand, nothing else comes out.
+    box = (X + 120, Y - 480, X + 480, Y - 120)
+    for name, options in {"part": {"bbox": box}, "whole": {}}.items():
+        together(both, tmp_path / "p.tif", window=12, scores=tmp_path / f"{name}.tif", overwrite=True, **options)
+    np.testing.assert_array_equal(read(tmp_path / "part.tif"), read(tmp_path / "whole.tif"))
+
+
+def test_the_first_input_gives_the_pixels(tmp_path: Path, both: dict[str, Path]) -> None:
+    together({"s1": both["s1"], "s2": both["s2"]}, tmp_path / "a.tif", window=6, preview=tmp_path / "p.png")
+    together(both, tmp_path / "b.tif", window=6, resolution=20)
+    for name, first in (("a", "microwave_1"), ("b", "aerosol")):
+        with rasterio.open(tmp_path / f"{name}.tif") as file:
+            assert file.transform[:6] == (120, 0, X + 120, 0, -120, Y - 120) and file.shape == (3, 3)
+            assert json.loads(file.tags()["BANDS"])[0] == first
+    page = np.asarray(Image.open(tmp_path / "p.png")).astype(int)
+    assert np.ptp(page[:500, :500], axis=2).max() > 20  # true colour, though the radar comes first
 
 
 def test_both_are_normalised_and_resized_each_by_its_own(both: dict[str, Path]) -> None:
@@ -97,7 +109,9 @@ def test_options_go_to_the_input_that_they_fit(both: dict[str, Path]) -> None:
     )
     expected, _ = together(both, seed=3)
     found, _ = together({**both, "s1": path}, seed=3, units="linear")
-    assert found.scores == pytest.approx(expected.scores, abs=1e-5)
+    # Power is resampled, and then is dB.
+    assert found.scores == pytest.approx(expected.scores, abs=1e-3)
+    assert together({**both, "s1": path}, seed=3)[0].scores != pytest.approx(expected.scores, abs=1e-2)
     moved, _ = together(both, seed=3, boa_offset=-200)
     assert moved.scores != expected.scores and any("--boa-offset -200" in text for text in moved.notes)
 

@@ -26,7 +26,7 @@ X, Y = rasters.ORIGIN
 
 
 class FakeTuned(nn.Module):
-    """One class a band: the logits are the bands' means, in a way that depends on where a pixel lies in the image.
+    """One class a band, of the last ones: the logits are the bands' means, of pixels weighted by their place.
 
     For segmentation they are the pixels of an image of SIZE x SIZE, raised towards its corner: neighbouring windows
     disagree.
@@ -42,8 +42,9 @@ class FakeTuned(nn.Module):
 
     def forward(self, x: Tensor, **options: Any) -> Tensor:
         self.calls.append((tuple(x.shape), options))
+        self.autocast = torch.is_autocast_enabled("cpu")
         place = torch.linspace(0.5, 1.5, INPUT)
-        x = self.scale * (x * place * place[:, None])[:, : self.classes]
+        x = self.scale * (x * place * place[:, None])[:, -self.classes :]
         if self.kind == "segmentation":
             return F.interpolate(x, (SIZE, SIZE), mode="bilinear", align_corners=False)
         if "generator" in options:
@@ -54,7 +55,7 @@ class FakeTuned(nn.Module):
 @pytest.fixture(autouse=True)
 def records(monkeypatch: pytest.MonkeyPatch) -> None:
     """A record for each kind of task, "fake_net.KIND", and one of two sensors together."""
-    common: dict[str, Any] = dict(source="package://none", layout="", licence="none")
+    common: dict[str, Any] = dict(source="package://none", layout="", licence="none", resize="spline")
 
     def add(tag: str, kind: str, **facts: Any) -> None:
         task = Task(kind, CLASSES, "FakeSet", "fine-tuned", "accuracy", 98.5, SIZE)
