@@ -308,6 +308,9 @@ def _check(root: Path, record: Record, fetched: sources.Fetched, expected: str |
             "damaged on the way, and not used; try again"
         )
     cache.require_same(root, record, sha256, expected)
-    if record.md5 and cache.digest(fetched.path, "md5") != record.md5:
-        raise WeightsError(f"{fetched.path} has another md5 than {record.name} ({record.md5}); not used")
+    if record.md5 and (md5 := cache.digest(fetched.path, "md5")) != record.md5:
+        raise WeightsError(
+            f"{record.source} has another md5 ({md5}) than {record.name} ({record.md5}): damaged or replaced, and not "
+            "used; try again, and tell its publisher if it stays so"
+        )
     return sha256

@@ -214,7 +214,7 @@ def _write(response: requests.Response, path: Path, start: int, total: int | Non
         disable=are_progress_bars_disabled() or None,  # None: where stderr is no terminal
     )
     with bar, path.open("r+b") as file:
-        file.truncate(file.seek(start))
+        file.seek(start)
         for chunk in response.iter_content(CHUNK):
             bar.update(file.write(chunk))
             if total is not None and file.tell() > total:
@@ -295,10 +295,10 @@ def _notes(path: Path, url: str) -> dict[str, Any]:
 
 def _start(path: Path, notes: Mapping[str, Any]) -> int:
     """Where to go on: of a whole file the last byte is asked for again, to hear whether it is still the version."""
-    if not notes:
+    length, total = _length(path), notes.get("size")
+    if not notes or (total is not None and length > total):
         return 0
-    total = notes["size"]
-    return _length(path) if total is None else max(0, min(_length(path), total - 1))
+    return length if total is None else max(0, min(length, total - 1))
 
 
 def _goes_on(response: requests.Response, start: int, notes: Mapping[str, Any]) -> bool:
