@@ -90,17 +90,12 @@ def list_(
         typer.echo(registry.markdown(rows)) if markdown else _print_json(rows)
         return
     table = Table(box=None, pad_edge=False)
-    table.add_column("model", no_wrap=True, overflow="fold")
-    for column in ("parameters", "sensors", "licence", "weights"):
-        table.add_column(column)
+    table.add_column("model", no_wrap=True)
+    for column in ("size", "sensors", "task", "licence"):
+        table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(
-            row["name"],
-            f"{row['parameters'] / 1e6:.1f} M",
-            ", ".join(row["sensors"]),
-            row["licence"],
-            row["title"],
-        )
+        size, task = f"{row['parameters'] / 1e6:.0f} M", row["task"] or "features"
+        table.add_row(row["name"], size, ", ".join(row["sensors"]), task, row["licence"])
     out.print(table)
 
 

@@ -157,6 +157,14 @@ class TestLoading:
         assert "head.fc.weight" in caplog.text and "random" in caplog.text
         assert model(torch.zeros(1, 3, 256, 256)).shape == (1, 4)
 
+    def test_no_random_number_is_drawn_where_the_file_fills_everything(self, tiny_files):
+        torch.manual_seed(3)
+        before = torch.get_rng_state()
+        tiny("rgb", tiny_files / "rgb.pth")
+        assert torch.equal(torch.get_rng_state(), before)
+        head = tiny("rgb", tiny_files / "rgb.pth", num_classes=4).head.fc.weight
+        assert not torch.equal(torch.get_rng_state(), before) and 0 < head.std() < 0.1
+
     def test_published_files_that_are_too_small_are_warned_about_before_the_download(self, monkeypatch, caplog):
         monkeypatch.setenv("EO_ZOO_OFFLINE", "1")
         with pytest.raises(Exception, match="offline"):
