@@ -6,8 +6,8 @@
 
 The model's name says which of the two encoders is wanted. The final norm, which is not released, stays at 1 and 0.
 Strict otherwise: a tensor that is missing, unknown or of another shape stops it. The folder is written beside, read
-back, compared tensor by tensor, and only then renamed. It is for your own use: MaRS is released for academic research only,
-and its weights may not be hosted elsewhere.
+back, compared tensor by tensor, and only then renamed. It is for your own use: MaRS is released for academic research
+only, and its weights may not be hosted elsewhere.
 """
 
 import sys

@@ -248,48 +248,28 @@ _SAR: dict[str, Any] = dict(
     **_PAPER,
 )
 
+# Bytes and md5 as Zenodo states them. Both large files are smaller than their tensors: see the cards.
+_FILES = {
+    ("base", "rgb"): (347_703_439, "5ab1b978f783cbded01427c50b0c0dbb"),
+    ("base", "sar"): (347_687_055, "8789da9bc9a44853d50d92371a1b4a6c"),
+    ("large", "rgb"): (634_126_336, "60574c1b87a7fb9006521fb5c031ee2c"),
+    ("large", "sar"): (639_631_360, "6f04c3b8120f0331f22059961b9db6e7"),
+}
 weights.register(
-    weights.Record(
-        name="mars_base_rgb.pretrain",
-        title="MaRS base, RGB encoder",
-        source=f"{_ZENODO}/mars_base_rgb_encoder_only.pth?download=1",
-        size=347_703_439,
-        md5="5ab1b978f783cbded01427c50b0c0dbb",
-        **_RGB,
-    ),
-    weights.Record(
-        name="mars_base_sar.pretrain",
-        title="MaRS base, SAR encoder",
-        source=f"{_ZENODO}/mars_base_sar_encoder_only.pth?download=1",
-        size=347_687_055,
-        md5="8789da9bc9a44853d50d92371a1b4a6c",
-        **_SAR,
-    ),
-    # Both large files are smaller than their tensors: see the cards.
-    weights.Record(
-        name="mars_large_rgb.pretrain",
-        title="MaRS large, RGB encoder",
-        source=f"{_ZENODO}/mars_large_rgb_encoder_only.pth?download=1",
-        size=634_126_336,
-        md5="60574c1b87a7fb9006521fb5c031ee2c",
-        **_RGB,
-    ),
-    weights.Record(
-        name="mars_large_sar.pretrain",
-        title="MaRS large, SAR encoder",
-        source=f"{_ZENODO}/mars_large_sar_encoder_only.pth?download=1",
-        size=639_631_360,
-        md5="6f04c3b8120f0331f22059961b9db6e7",
-        **_SAR,
-    ),
+    *(
+        weights.Record(
+            name=f"mars_{size}_{part}.pretrain",
+            title=f"MaRS {size}, {part.upper()} encoder",
+            source=f"{_ZENODO}/mars_{size}_{part}_encoder_only.pth?download=1",
+            size=length,
+            md5=md5,
+            **(_RGB if part == "rgb" else _SAR),
+        )
+        for (size, part), (length, md5) in _FILES.items()
+    )
 )
 default_cfgs = generate_default_cfgs(
-    {
-        **cfgs_for("mars_base_rgb", img_size=SIZE),
-        **cfgs_for("mars_base_sar", img_size=SIZE),
-        **cfgs_for("mars_large_rgb", img_size=SIZE),
-        **cfgs_for("mars_large_sar", img_size=SIZE),
-    }
+    {name: cfg for size, part in _FILES for name, cfg in cfgs_for(f"mars_{size}_{part}", SIZE).items()}
 )
 
 
