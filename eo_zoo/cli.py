@@ -43,7 +43,8 @@ Sensor = Annotated[str | None, typer.Option(help="Sensor, whose band names are m
 Bands = Annotated[
     str | None,
     typer.Option(
-        help="Band names, with commas: all of a multi-band file's in order, or a choice from a folder or item."
+        help="Band names, with commas: all of a multi-band file's in order, - for one not to be used; or a choice from "
+        "a folder or item."
     ),
 ]
 Box = Annotated[
@@ -176,8 +177,12 @@ def embed(
     boa_offset: Offset = None,
     nodata: Nodata = None,
     stats: Stats = None,
-    layer: Annotated[int | None, typer.Option(help="Block whose tokens are written; the last if not given.")] = None,
-    pool: Annotated[str | None, typer.Option(help="One vector for the input instead of a map: token or avg.")] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Block or stage, from 0, whose map is written; the last if not given.")
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="One vector for the input instead of a map: token or avg (MaRS: avg).")
+    ] = None,
     overlap: Annotated[int | None, typer.Option(help="Pixels that tiles overlap; half a tile if not given.")] = None,
     min_valid: Annotated[float, typer.Option(help="Least share of valid values a patch needs, 0 to 1.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Tiles at a time.")] = 8,

@@ -5,9 +5,17 @@ from __future__ import annotations
 from timm.models import push_to_hf_hub
 from torch import nn
 
-from eo_zoo import registry
+from eo_zoo import registry, weights
 from eo_zoo.errors import InputError
 from eo_zoo.models._build import StrictLoading
+
+# The Hub's name for what a model answers, by the kind of its task.
+_PIPELINES = {
+    "": "image-feature-extraction",
+    "scene": "image-classification",
+    "multi-label": "image-classification",
+    "segmentation": "image-segmentation",
+}
 
 
 def push_to_hub(
@@ -18,6 +26,7 @@ def push_to_hub(
     token: str | None = None,
     revision: str | None = None,
     commit_message: str = "Add model",
+    own_weights: bool = False,
 ) -> str:
     """Upload a model as safetensors with its configuration and a card; ``timm.create_model("hf-hub:ID")`` reads it.
 
@@ -28,6 +37,7 @@ def push_to_hub(
         token: of a Hugging Face account; by default the one of ``hf auth login``.
         revision: branch; the main one if not given.
         commit_message: of the upload.
+        own_weights: your word that no published weights are in the model, where their licence would forbid this.
 
     Returns:
         The address of the commit.
@@ -39,11 +49,13 @@ def push_to_hub(
     record = registry.record_of(model)
     if record is None or not isinstance(model, StrictLoading):
         raise InputError(f"{type(model).__name__} is not a model of eo_zoo: expected one of {registry.list_models()}")
-    # Weights that were never loaded are the user's own; for any others nobody can tell that they are not MaRS'.
-    if not record.redistributable and model.weights_origin is not None:
+    # By the class, which nobody changes by accident; where tensors came from cannot be told from them.
+    bound = next((r for r in weights.RECORDS.values() if r.layout == model.layout and not r.redistributable), None)
+    if bound and (model.weights_origin is not None or not own_weights):
         raise InputError(
-            f"these weights ({model.weights_origin}) may not be pushed to a hub: {record.terms}. "
-            f"Others load them from their source by eo_zoo.create_model('{record.name}')"
+            f"weights of {bound.name.partition('.')[0]} may not be pushed to a hub: {bound.terms}. Others load them "
+            f"from their source by eo_zoo.create_model('{bound.name}'); if all of them are your own, trained from "
+            "random ones, give own_weights=True"
         )
     held = str(model.weights_origin or "random")
     card = dict(
@@ -62,7 +74,7 @@ def push_to_hub(
         revision=revision,
         private=private,
         model_card=card,
-        task_name="image-feature-extraction",
+        task_name=_PIPELINES[record.task.kind if record.task and model.num_classes else ""],
         safe_serialization=True,
     )
     return str(commit.commit_url)

@@ -23,8 +23,12 @@ def list_models(filter: str = "*") -> list[str]:
     Args:
         filter: a shell pattern ("smarties*"), or a part of the architecture's name; case does not matter.
     """
-    pattern = (filter if any(c in filter for c in "*?[") else f"*{filter}*").lower()
-    return sorted(fnmatch.filter({name.partition(".")[0] for name in weights.RECORDS}, pattern))
+    return sorted({name.partition(".")[0] for name in weights.RECORDS if _matches(name.partition(".")[0], filter)})
+
+
+def _matches(name: str, filter: str) -> bool:
+    pattern = filter if any(c in filter for c in "*?[") else f"*{filter}*"
+    return fnmatch.fnmatchcase(name, pattern.lower())
 
 
 def list_tags(name: str) -> list[str]:
@@ -150,11 +154,16 @@ def download_all(name: str, *, cache_dir: str | Path | None = None) -> list[dict
 
 
 def table(filter: str = "*") -> list[dict[str, Any]]:
-    """One row for each weight set whose architecture matches: name, title, task, sensors, licence, parameters."""
+    """One row for each weight set whose full name, or architecture's, matches as in ``list_models``.
+
+    Returns:
+        name, title, task, sensors, licence and parameters (without a head) of each.
+    """
     rows = []
-    for name in list_models(filter):
-        parameters = parameter_count(name)
-        for full in list_tags(name):
+    for name in list_models():
+        matching = [full for full in list_tags(name) if _matches(full, filter) or _matches(name, filter)]
+        parameters = parameter_count(name) if matching else 0
+        for full in matching:
             record = weights.RECORDS[full]
             rows.append(
                 {

@@ -44,11 +44,14 @@ class Normalize(nn.Module):
         return sensors.normalize(x, self.statistics)
 
     def _check(self, x: Tensor) -> None:
+        if not x.numel():
+            raise InputError(f"the images are empty: got {tuple(x.shape)}")
         if not x.isfinite().all():
             raise InputError(
                 "the images hold NaN or infinite values: replace them, and set them to 0 after normalising"
             )
-        if self.statistics.units == "dn" and 0 < x.abs().amax() <= DOUBTFUL:
+        optical = sensors.get_sensor(self.statistics.sensor).bands[0].wavelength is not None
+        if self.statistics.units == "dn" and optical and 0 < x.abs().amax() <= DOUBTFUL:
             _logger.warning(
                 "no value above %g, but '%s' expects dn (reflectance x 10000): reflectance, or normalised already?",
                 x.abs().amax(),
@@ -123,13 +126,14 @@ def spline_matrix(old: int, new: int) -> Tensor:
     All three mirror the image at the centre of its last pixel. A blur has the standard deviation
     (old / new - 1) / 2 pixels and reaches four of them.
     """
-    return _spline_matrix(old, new)
+    return torch.from_numpy(_spline_matrix(old, new))
 
 
 @functools.lru_cache(maxsize=64)
-def _spline_matrix(old: int, new: int) -> Tensor:
+def _spline_matrix(old: int, new: int) -> np.ndarray:
+    # kept as an array: a tensor that is made while a graph is exported must not outlive that
     if old == new:
-        return torch.eye(old)
+        return np.eye(old, dtype=np.float32)
 
     def mirrored(first: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Rows that give each pixel of ``first`` + 0, 1, ... its weight, with those outside folded back."""
@@ -150,7 +154,7 @@ def _spline_matrix(old: int, new: int) -> Tensor:
     t = place - np.floor(place)
     cubes = np.stack([(1 - t) ** 3, 4 - 6 * t**2 + 3 * t**3, 1 + 3 * t + 3 * t**2 - 3 * t**3, t**3], axis=1) / 6
     evaluated = mirrored(np.floor(place).astype(int) - 1, cubes)
-    return torch.from_numpy(evaluated @ coefficients @ blurred).float()
+    return (evaluated @ coefficients @ blurred).astype(np.float32)
 
 
 class Together(nn.Module):
@@ -197,13 +201,16 @@ def create_transform(
 
     Returns:
         A module from images (..., bands, H, W), tensor or array, in the statistics' units (Sentinel-2: digital
-        numbers, reflectance x 10000; Sentinel-1: dB; RGB: 0..255) to normalised float32.
+        numbers, reflectance x 10000; Sentinel-1: dB; RGB and Umbra: 0..255; Capella: its digital numbers) to normalised
+        float32.
 
     Raises:
         InputError: unknown model, sensor, band or statistics.
     """
     record = registry.get_record(name)
-    size = size or registry.input_size(record.name)
+    size = registry.input_size(record.name) if size is None else size
+    if size < 1:
+        raise InputError(f"size is {size}, expected 1 pixel or more")
     if not record.together or sensor is not None or stats is not None:
         return _for_sensor(record, sensors.get_sensor(sensor or record.sensors[0]).name, bands, stats, size)
     names = record.bands if bands is None else tuple(_resolve(band, record.sensors) for band in bands)

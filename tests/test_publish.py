@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import pickle
 
 import pytest
 import timm
@@ -77,15 +78,24 @@ def test_weights_that_may_not_be_hosted_elsewhere_are_refused(hub, tmp_path):
     untrained = timm.create_model("mars_base_sar", **SMALL)
     torch.save(untrained.state_dict(), tmp_path / "mars.pth")
     loaded = eo_zoo.create_model("mars_base_sar", weights=tmp_path / "mars.pth", **SMALL)
-    copied = timm.create_model("mars_base_sar", **SMALL)
+    copied, moved, disguised, averaged = (timm.create_model("mars_base_sar", **SMALL) for _ in range(4))
     copied.load_state_dict(loaded.state_dict())
-    for model in (loaded, copied):
-        with pytest.raises(InputError, match=r"may not be pushed to a hub: .*academic research") as caught:
+    moved.layers = loaded.layers
+    disguised.load_state_dict(loaded.state_dict())
+    disguised.pretrained_cfg |= {"architecture": "smarties_vit_nano", "tag": "demo"}
+    torch.optim.swa_utils.AveragedModel(averaged).update_parameters(loaded)
+    for model in (loaded, copied, moved, disguised, averaged, pickle.loads(pickle.dumps(loaded))):
+        with pytest.raises(
+            InputError, match=r"mars_base_\w+ may not be pushed to a hub: .*academic research"
+        ) as caught:
             eo_zoo.push_to_hub(model, "me/mars", token="hf_secret")
         assert "eo_zoo.create_model('mars_base_sar.pretrain')" in str(caught.value)
+    for model in (loaded, copied, disguised):  # where it is known that the word is not true
+        with pytest.raises(InputError, match="may not be pushed"):
+            eo_zoo.push_to_hub(model, "me/mars", token="hf_secret", own_weights=True)
     assert not hub.requests
     # one's own training from scratch is one's own
-    assert COMMIT in eo_zoo.push_to_hub(untrained, "me/own", token="hf_secret")
+    assert COMMIT in eo_zoo.push_to_hub(untrained, "me/own", token="hf_secret", own_weights=True)
 
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), timm.create_model("smarties_vit_nano", features_only=True)])

@@ -111,6 +111,16 @@ def test_weights_and_random_exclude_each_other(tmp_path):
         eo_zoo.create_model("smarties_vit_nano", False, weights=tmp_path / "x.safetensors")
 
 
+def test_a_table_is_filtered_by_architecture_or_full_name():
+    def names(filter):
+        return [row["name"] for row in registry.table(filter)]
+
+    assert names("mars_base_rgb.pretrain") == ["mars_base_rgb.pretrain"]
+    assert names("*_nano") == names("NANO") == ["smarties_vit_nano.demo"]
+    assert [name.partition(".")[2] for name in names("*eurosat*")] == ["eurosat_finetune", "eurosat_linprobe"] * 2
+    assert names("landsat") == []
+
+
 def test_every_tag_has_a_card_and_every_card_a_tag():
     cards = {path.stem for path in (ROOT / "model_cards").glob("*.md")}
     assert cards == set(weights.RECORDS)

@@ -216,3 +216,18 @@ class TestPublicEvaluation:
     def test_wrong_number_of_bands(self):
         with pytest.raises(InputError, match=r"14 bands.*\(12, 120, 120\)"):
             eo_zoo.create_transform("smarties_vit_base.bigearthnetmm_linprobe")(torch.zeros(12, 120, 120))
+
+
+def test_sizes_and_images_that_cannot_be():
+    for size in (0, -3):
+        with pytest.raises(InputError, match=f"size is {size}, expected 1 pixel or more"):
+            eo_zoo.create_transform("smarties_vit_nano", size=size)
+    with pytest.raises(InputError, match=r"the images are empty: got \(1, 12, 0, 5\)"):
+        eo_zoo.create_transform("smarties_vit_nano")(torch.zeros(1, 12, 0, 5))
+
+
+def test_small_numbers_are_doubtful_where_reflectance_is_meant_only(caplog):
+    eo_zoo.create_transform("mars_base_sar", "Capella")(torch.full((1, 1, 8, 8), 3.0))
+    assert not caplog.records
+    eo_zoo.create_transform("smarties_vit_nano", "S2")(torch.full((1, 12, 8, 8), 3.0))
+    assert "reflectance" in caplog.text

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from eo_zoo.errors import InputError
+from eo_zoo.geo.output import side_file
 
 
 def one_of(what: str, value: Any, options: tuple[Any, ...]) -> Any:
     """``value``, if it is one of ``options``; InputError otherwise."""
     if value not in options:
-        raise InputError(f"{what} is {value!r}, expected {' or '.join(str(option) for option in options)}")
+        raise InputError(f"{what} is {value!r}, expected {' or '.join(str(o) for o in options if o is not None)}")
     return value
 
 
@@ -28,7 +29,7 @@ def writable(
         return None
     path = Path(path)
     if path.suffix.lower() not in suffixes:
-        raise InputError(f"{what} is {path.name}, expected a name that ends in {' or '.join(suffixes)}")
+        raise InputError(f"{what} is {path.name or path}, expected a name that ends in {' or '.join(suffixes)}")
     path = path.resolve()  # a link stays, and what it points to is replaced
     folder = path.parent
     if path.exists() and not path.is_file():
@@ -41,8 +42,9 @@ def writable(
     files = [source for source in inputs if isinstance(source, str | Path) and os.path.exists(source)]
     if path.exists() and any(path.samefile(source) for source in files):
         raise InputError(f"{what}: {path} is the input itself; choose another name")
-    if path.exists() and not overwrite:
-        raise InputError(f"{what}: {path} exists; choose another name, or pass --overwrite (overwrite=True)")
+    for there in (path, side_file(path)):
+        if there.exists() and not overwrite:
+            raise InputError(f"{what}: {there} exists; choose another name, or pass --overwrite (overwrite=True)")
     return path
 
 

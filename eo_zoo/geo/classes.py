@@ -59,11 +59,6 @@ def _rgb(hue: float, saturation: float, value: float) -> Colour:
     return red, green, blue
 
 
-def side_file(path: Path) -> Path:
-    """The file beside a raster in which GDAL looks for what the raster itself cannot hold."""
-    return path.with_name(path.name + ".aux.xml")
-
-
 def write_categories(path: Path, names: Sequence[str], bands: int) -> None:
     """A side file's content: the names of the values 0, 1, ... of every band, for which a GeoTIFF has no place."""
     root = ElementTree.Element("PAMDataset")

@@ -108,13 +108,13 @@ class _Files:
             return stack.enter_context(made)
 
         path = stack.enter_context(replacing(out))
-        side = stack.enter_context(replacing(classes.side_file(out)))
+        side = stack.enter_context(replacing(output.side_file(out)))
         classes.write_categories(side, ("no", "yes") if several else names, self.shape[0])
         colours = () if several else classes.palette(names)
         self._labels = writer(path, self.shape[0], "uint8", names if several else ("class",), colours=colours)
         self._scores: output.MapWriter | None = None
         if options.scores:
-            path = stack.enter_context(replacing(options.scores))
+            path = stack.enter_context(output.replacing_raster(options.scores))
             self._scores = writer(path, len(names), "float32", names)
         if options.preview:
             self.preview = stack.enter_context(replacing(options.preview))

@@ -17,7 +17,7 @@ from eo_zoo.errors import InputError
 from eo_zoo.files import sweep
 from eo_zoo.geo.checks import check_weights, find_device, one_of, writable
 from eo_zoo.geo.job import Log, Report, name_of
-from eo_zoo.geo.opening import Reading, Source, check_bands, opened, source_name
+from eo_zoo.geo.opening import Reading, Source, check_bands, opened, record_for, source_name
 from eo_zoo.geo.run import OUT_DTYPES, Embedding, Options, embed_scene, model_layer, tile_grid
 from eo_zoo.geo.scene import Scene
 from eo_zoo.sensors import Statistics
@@ -66,9 +66,10 @@ def embed_raster(
         weights: a local checkpoint instead of the published one.
         cache_dir: where weights are kept.
         stats: recorded statistics by name, a JSON file, or an object; by default the model's for the sensor.
-        layer: block whose patch tokens, before any norm, are the features; negative counts from the end, and
-            the last is the default.
-        pool: "token" or "avg": the model's pooled vector, over the tiles weighted by their valid values.
+        layer: block, or stage of a pyramid as MaRS', whose map before any norm is written; negative counts from the
+            end, and the last is the default.
+        pool: "token" (where the model has a class token) or "avg": the model's pooled vector, over the tiles
+            weighted by their valid values.
         overlap: pixels, a multiple of the patch; by default half of a tile. Less is faster, and steps show.
         min_valid: share of a cell's values, 0 to 1, that must be valid; pixels beyond the raster are not.
         batch_size: tiles encoded together; other sizes agree within 1e-5.
@@ -105,6 +106,12 @@ def embed_raster(
     check_weights(weights, model)
     for path in filter(None, (options.out, options.preview)):
         sweep(path)  # what a killed run left
+    record = record_for(model)
+    if record is not None and record.together:
+        raise InputError(
+            f"{record.name} takes {', '.join(record.sensors)} together, and an embedding is of one input: take another "
+            "weight set of the architecture"
+        )
     log = Log(report)
     reading = Reading(
         sensor=sensor, bands=bands, stats=stats, units=units, boa_offset=boa_offset, nodata=nodata,

@@ -30,6 +30,19 @@ CANVAS = 1024  # longest side of each half of the preview, in pixels
 SMALL = 512  # smaller pictures are enlarged by a whole factor to about this size
 
 
+def side_file(path: Path) -> Path:
+    """The file beside a raster in which GDAL looks for what the raster itself cannot hold."""
+    return path.with_name(path.name + ".aux.xml")
+
+
+@contextmanager
+def replacing_raster(path: Path) -> Iterator[Path]:
+    """``replacing``; what lies beside the old raster is not true of the new one, and goes."""
+    with replacing(path) as part:
+        yield part
+        side_file(path).unlink(missing_ok=True)
+
+
 class MapWriter:
     """Writes a map from top to bottom into a GeoTIFF, holding one row of blocks in memory.
 

@@ -19,16 +19,15 @@ from eo_zoo.errors import InputError
 from eo_zoo.files import sweep
 from eo_zoo.geo import job
 from eo_zoo.geo.checks import check_weights, find_device, one_of, writable
-from eo_zoo.geo.classes import side_file
 from eo_zoo.geo.classify import Classifier, Prediction, PredictOptions, Run, classify_image
 from eo_zoo.geo.classmap import class_grid, classify_map
 from eo_zoo.geo.job import Job, Log, Report
 from eo_zoo.geo.opening import Reading, Source, check_bands, opened, record_for, source_name
-from eo_zoo.geo.output import TIFF
+from eo_zoo.geo.output import TIFF, side_file
 from eo_zoo.geo.pair import by_sensor, opened_pair
 from eo_zoo.geo.scene import GDAL_OPTIONS, Scene
 from eo_zoo.geo.stream import Tally
-from eo_zoo.models._smarties_tasks import MIXES
+from eo_zoo.models.smarties_tasks import MIXES
 from eo_zoo.sensors import Statistics, get_sensor
 from eo_zoo.weights import RECORDS, Record, Task
 
@@ -192,6 +191,8 @@ def _check(record: Record, task: Task, options: PredictOptions, **given: Any) ->
         if wrong and not belongs:
             raise InputError(f"{', '.join(wrong)}: only for {whom}")
     one_of("mix", together["mix"], (None, *MIXES))
+    if not 0 <= (together["seed"] or 0) < 2**63:
+        raise InputError(f"seed is {together['seed']}, expected a whole number from 0 to 2**63 - 1")
     if together["seed"] is not None and together["mix"] == "plain":
         raise InputError("seed is for the random mix: leave it out with mix 'plain'")
     if task.kind == "segmentation" and not options.is_map:

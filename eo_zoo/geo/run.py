@@ -128,7 +128,7 @@ def _write_map(run: _Run, channels: int) -> tuple[tuple[int, ...], float, None]:
     empty = 0
     with contextlib.ExitStack() as stack:
         # OUT takes its name last: whoever sees it can rely on all of it, the preview included.
-        path = stack.enter_context(replacing(options.out))
+        path = stack.enter_context(output.replacing_raster(options.out))
         picture = stack.enter_context(replacing(preview)) if preview else None
         writer = stack.enter_context(
             output.MapWriter(

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError, WeightsError
+from eo_zoo.weights.checkpoint import IncompleteError
 
 _logger = logging.getLogger(__name__)
 NEW_HEAD = "a new head is random until it is trained"
@@ -51,6 +52,11 @@ class StrictLoading(nn.Module):
             The tensors, and the named exceptions: parameters that may stay as initialised, each with the reason.
         """
         return tensors, {}
+
+    def init_weights(self, *args: Any, **kwargs: Any) -> None:
+        """The family's initial (random) weights."""
+        self.weights_origin = None
+        super().init_weights(*args, **kwargs)  # type: ignore[misc]
 
     def load_weights(
         self, source: weights.Record | str | Path, *, cache_dir: str | Path | None = None, own_head: bool = False
@@ -89,13 +95,14 @@ class StrictLoading(nn.Module):
         if size is None or size >= 4 * values * 0.99:
             yield
             return
-        fact = f"{size:,} bytes cannot hold this architecture's {values:,} values, {4 * values:,} bytes in float32"
+        kind = "the published " if isinstance(source, weights.Record) else ""
+        fact = f"{kind}{size:,} bytes cannot hold this architecture's {values:,} values, {4 * values:,} bytes in float32"
         if isinstance(source, weights.Record):
-            _logger.warning("%s: the published file's %s, so loading will probably fail", source.name, fact)
+            _logger.warning("%s: %s, so loading will probably fail", source.name, fact)
         try:
             yield
-        except WeightsError as error:
-            raise WeightsError(f"{error}; {fact}, so the file itself may be incomplete as published") from error
+        except IncompleteError as error:
+            raise WeightsError(f"{error}; {fact}: the file itself is incomplete") from error
 
     def _matched(self, tensors: dict[str, Tensor], what: str, *, own_head: bool = False) -> dict[str, Tensor]:
         own = super().state_dict()
@@ -155,14 +162,21 @@ def cfgs_for(architecture: str, img_size: int, **common: Any) -> dict[str, dict[
 
 
 def input_cfg(record: weights.Record | None, sensor: str | None, bands: Sequence[str]) -> dict[str, Any]:
-    """timm's mean and std for these bands: those that follow the clipping; 0 and 1 where none are recorded."""
+    """timm's mean and std for these bands; 0 and 1 where none are recorded.
+
+    They follow the clipping, where there is one. Without it those of uint8 images are for values of 0 to 1, as timm's
+    own transforms make them of such images.
+    """
     recorded = dict(record.statistics) if record else {}
     if sensor is not None:
         name = sensors.get_sensor(sensor).name
         recorded = {name: recorded[name]} if name in recorded else {}
     every = list(map(sensors.get_statistics, recorded.values()))
     for group in [every] if record and record.together else [[one] for one in every]:
-        known = {name: pair for one in group for name, *pair in zip(one.bands, one.mean, one.std, strict=True)}
+        known: dict[str, tuple[float, float]] = {}
+        for one in group:
+            scale = 255.0 if one.units == "uint8" and one.p1 is None else 1.0
+            known |= {name: (m / scale, s / scale) for name, m, s in zip(one.bands, one.mean, one.std, strict=True)}
         if set(bands) <= set(known):
             mean, std = zip(*(known[band] for band in bands), strict=True)
             return dict(mean=mean, std=std)

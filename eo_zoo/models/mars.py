@@ -140,7 +140,7 @@ class MarsSwin(StrictLoading, SwinTransformerV2):
             WeightsError: a name that is neither of the encoder nor of the pretraining model.
         """
         prefix = f"encoder_{cls.part}.encoder."
-        pretraining = any(name.startswith(prefix) for name in tensors)
+        pretraining = any(PRETRAINING.fullmatch(name) for name in tensors)
         ours, unknown = {}, []
         for official, tensor in tensors.items():
             name = STAGE.sub(r"layers.\1.", official.removeprefix(prefix))
@@ -151,6 +151,8 @@ class MarsSwin(StrictLoading, SwinTransformerV2):
                 ours[name] = tensor
             else:
                 unknown.append(official)
+        if pretraining and not ours:
+            raise WeightsError(f"this pretraining checkpoint holds no {cls.part.upper()} encoder ({prefix}*)")
         if unknown:
             raise WeightsError(
                 f"{len(unknown)} tensors are not of a MaRS checkpoint: {', '.join(sorted(unknown)[:10])}"
@@ -197,7 +199,8 @@ class MarsSar(MarsSwin):
             names = tuple(_radar(name, sensor) for name in bands)
         if len(names) != 1 or names[0] not in RADAR:
             raise InputError(
-                f"MaRS SAR takes one band of SAR backscatter ({', '.join(RADAR)}), got {', '.join(names) or 'none'}"
+                f"MaRS SAR takes one band of SAR backscatter ({', '.join(RADAR)}), got {', '.join(names) or 'none'}: "
+                "choose one with bands=[...]; eo-zoo embed leaves a file's others out by --bands VV,-"
             )
         return names, None
 

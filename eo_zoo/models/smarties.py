@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.models._build import StrictLoading, build, cfgs_for, input_cfg, record_of
-from eo_zoo.models._smarties_tasks import (
+from eo_zoo.models.smarties_tasks import (
     HEADS,
     SegmentationHead,
     half_mix,

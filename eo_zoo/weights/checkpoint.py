@@ -48,6 +48,10 @@ DTYPES = {
 }  # fmt: skip
 
 
+class IncompleteError(WeightsError):
+    """Tensors are missing."""
+
+
 class Inert:
     """Stands in for whatever object a checkpoint carries beside its tensors: takes anything, does nothing."""
 
@@ -232,7 +236,7 @@ def _check_archive(path: Path) -> None:
     except (*BROKEN, OSError) as error:
         lost = _beyond_end(path)
         if lost:
-            raise WeightsError(f"{path} is cut short: {lost}; download it again") from error
+            raise IncompleteError(f"{path} is cut short: {lost}; download it again") from error
         raise WeightsError(f"{path} is damaged or cut short ({error}); download it again") from error
     names = [entry.filename for entry in entries]
     if len(set(names)) != len(names):
@@ -396,4 +400,5 @@ def check_fit(
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     faults = [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names]
     if faults:
-        raise WeightsError(f"{what} does not fit the model: " + "; ".join(faults))
+        kind = IncompleteError if missing else WeightsError
+        raise kind(f"{what} does not fit the model: " + "; ".join(faults))

@@ -1,8 +1,8 @@
 """One http(s) file onto the disk: continued where it was left, redirected and repeated with care.
 
 What is there already, of this call or of a process that was killed, is continued by a Range request, if the entity
-tag says that the server still has the same version; else it is fetched anew. Whether the bytes are the right ones is
-for the caller to check.
+tag says that the server still has the same version, or if the caller knows size and hash, which would show a mixed
+file; else it is fetched anew. Whether the bytes are the right ones is for the caller to check.
 """
 
 from __future__ import annotations
@@ -41,7 +41,13 @@ CHUNK = 1 << 16  # bytes; so many are lost when a connection breaks
 
 
 def fetch(
-    url: str, path: Path, *, name: str, size: int | None = None, headers: Mapping[str, str] | None = None
+    url: str,
+    path: Path,
+    *,
+    name: str,
+    size: int | None = None,
+    hashed: bool = False,
+    headers: Mapping[str, str] | None = None,
 ) -> None:
     """Make ``path`` the whole file at ``url``, going on from what is there of it already.
 
@@ -50,6 +56,7 @@ def fetch(
         path: in a folder of its own, where notes on the download are kept beside it.
         name: whose file it is, for messages.
         size: bytes that it must have, where that is known.
+        hashed: the caller has a hash to check it by.
         headers: for the first host alone, since they may hold a token.
 
     Raises:
@@ -59,7 +66,7 @@ def fetch(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     logger.info("fetching %s", shown(url))
-    patiently(name, lambda: _attempt(url, path, name, size, headers or {}), lambda: _length(path))
+    patiently(name, lambda: _attempt(url, path, name, size, hashed, headers or {}), lambda: _length(path))
 
 
 def shown(url: str) -> str:
@@ -170,12 +177,14 @@ def reason(error: BaseException) -> str:
 # ------------------------------------------------------------------------------------------------- one attempt
 
 
-def _attempt(url: str, path: Path, name: str, size: int | None, headers: Mapping[str, str]) -> None:
+def _attempt(url: str, path: Path, name: str, size: int | None, hashed: bool, headers: Mapping[str, str]) -> None:
     import requests
 
-    notes = _notes(path, url)
+    notes = _notes(path, url, hashed and size is not None)
     start = _start(path, notes)
-    asked = {"Range": f"bytes={start}-", "If-Range": notes["etag"]} if start else {}
+    asked = {"Range": f"bytes={start}-"} if start else {}
+    if start and notes["etag"].startswith('"'):
+        asked["If-Range"] = notes["etag"]
     with _open(url, asked, headers) as response:
         if start and response.status_code in (206, 416):
             if not _goes_on(response, start, notes):
@@ -283,12 +292,12 @@ def _notes_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _notes(path: Path, url: str) -> dict[str, Any]:
+def _notes(path: Path, url: str, hashed: bool) -> dict[str, Any]:
     """Entity tag and size of the version that ``path`` is a part of; empty if nothing can be gone on with."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         notes = json.loads(_notes_of(path).read_text())
-        # a weak tag, W/"...", does not promise the same bytes
-        if notes["url"] == shown(url) and notes["etag"].startswith('"'):
+        # no tag, or a weak one, W/"...", does not promise the same bytes
+        if notes["url"] == shown(url) and (hashed or notes["etag"].startswith('"')):
             return dict(notes)
     return {}
 
@@ -305,7 +314,7 @@ def _goes_on(response: requests.Response, start: int, notes: Mapping[str, Any]) 
     """Whether an answer is the rest of the version that is there already."""
     return (
         response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
-        and response.headers.get("ETag") == notes["etag"]
+        and response.headers.get("ETag", "") == notes["etag"]
         and notes["size"] in (None, _total(response))
     )
 

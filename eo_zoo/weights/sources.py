@@ -124,7 +124,8 @@ def _download(
     root: Path, record: Record, url: str, *, size: int | None = None, headers: Mapping[str, str] | None = None
 ) -> Path:
     path = cache.workspace(root, record) / Path(record.address).name
-    download.fetch(url, path, name=record.name, size=record.size or size, headers=headers)
+    hashed = bool(record.sha256 or record.md5)
+    download.fetch(url, path, name=record.name, size=record.size or size, hashed=hashed, headers=headers)
     return path
 
 

@@ -335,3 +335,18 @@ def test_colours_differ_and_water_is_blue() -> None:
             if name.lower() in ("forest", "coniferous forest", "pasture", "grassland"):
                 assert green > red and green > blue, name
     assert len(set(palette([f"forest {i}" for i in range(100)]))) == 100
+
+
+def test_what_lies_beside_a_raster_goes_with_it(tmp_path: Path) -> None:
+    """A map's category names must not stay beside what replaces it, and nobody's file is lost without being asked."""
+    out, side = tmp_path / "o.tif", tmp_path / "o.tif.aux.xml"
+    source = raster(tmp_path / "a.tif", noise(32, 32))
+    run(source, out)
+    assert "Category" in side.read_text()
+    for name in ("o.tif", "fresh.tif"):
+        (tmp_path / f"{name}.aux.xml").write_text("<PAMDataset>mine</PAMDataset>")
+        with pytest.raises(InputError, match=rf"{name}(\.aux\.xml)? exists; choose another name"):
+            run(source, tmp_path / name)
+        assert "mine" in (tmp_path / f"{name}.aux.xml").read_text()
+    run(source, tmp_path / "p.tif", scores=out, overwrite=True)
+    assert not side.exists() and (tmp_path / "p.tif.aux.xml").exists()

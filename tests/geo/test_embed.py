@@ -574,7 +574,7 @@ def test_an_image_smaller_than_a_patch(tmp_path: Path, fake_route: dict[str, Any
         ("o.tif", {"batch_size": 0}, "batch_size is 0, expected 1 or more"),
         ("o.tif", {"dtype": "float64"}, "dtype is 'float64', expected float32 or bfloat16 or float16"),
         ("o.tif", {"out_dtype": "int8"}, "out_dtype is 'int8', expected float32 or float16"),
-        ("o.npy", {"pool": "max"}, "pool is 'max', expected None or token or avg"),
+        ("o.npy", {"pool": "max"}, "pool is 'max', expected token or avg"),
         ("o.npy", {"pool": "avg", "layer": 1, "min_valid": 0.5}, "layer, min_valid only apply to maps"),
         ("o.tif", {"device": "gpu"}, "device 'gpu' is not there"),
         ("o.tif", {"device": "cuda:77"}, "device 'cuda:77' is not there .* on this machine: cpu"),

@@ -97,3 +97,18 @@ def test_names_are_checked_before_weights_are_fetched(tmp_path):
         embed_raster(path, "mars_base_sar", tmp_path / "out.tif", sensor="Umbra", layer=4)
     with torch.inference_mode(), pytest.raises(InputError, match="has no pooling 'token': it has avg, max"):
         embed_raster(path, "mars_base_sar", sensor="Umbra", pool="token")
+
+
+def test_an_embedding_in_place_of_a_class_map_has_no_class_names(tmp_path):
+    path = write_raster(tmp_path / "scene.tif", image(1, "uint8", 255), pixel=PIXEL)
+    (tmp_path / "out.tif.aux.xml").write_text("<PAMDataset><Category>Forest</Category></PAMDataset>")
+    with pytest.raises(InputError, match=r"out\.tif\.aux\.xml exists"):
+        embed_raster(path, small("sar"), tmp_path / "out.tif", sensor="Umbra")
+    embed_raster(path, small("sar"), tmp_path / "out.tif", sensor="Umbra", overwrite=True)
+    assert not (tmp_path / "out.tif.aux.xml").exists()
+
+
+def test_weight_sets_of_two_sensors_together_are_not_for_embeddings(tmp_path):
+    path = write_raster(tmp_path / "scene.tif", image(1, "uint8", 255), pixel=PIXEL)
+    with pytest.raises(InputError, match="takes S2, S1 together, and an embedding is of one input"):
+        embed_raster(path, "smarties_vit_base.bigearthnetmm_linprobe", tmp_path / "out.tif")

@@ -129,7 +129,7 @@ def test_options_go_to_the_input_that_they_fit(both: dict[str, Path]) -> None:
         ({}, {"bands": ["VV"]}, "bands cannot be told for two inputs"),
         ({}, {"sensor": "S2", "nodata": 0.0}, "sensor, nodata cannot be told for two inputs"),
         ({}, {"units": "uint8"}, "units 'uint8' fit none of the inputs: expected for S2 dn or reflectance, S1 db or"),
-        ({}, {"mix": "half"}, "mix is 'half', expected None or random or plain"),
+        ({}, {"mix": "half"}, "mix is 'half', expected random or plain"),
         ({}, {"mix": "plain", "seed": 1}, "seed is for the random mix"),
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@ import logging
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import eo_zoo
@@ -147,6 +148,30 @@ class TestLoading:
         ):
             tiny("sar", tiny_files / "rgb.pth")
 
+    def test_the_other_encoders_half_of_a_pretraining_checkpoint_is_told(self, tmp_path):
+        rows = [row for row in manifest("mars", "tiny_pretraining") if not row[0].startswith("encoder_rgb.encoder.")]
+        torch.save({"model": {key: torch.zeros(shape) for key, shape, _ in rows}}, tmp_path / "half.pth")
+        with pytest.raises(WeightsError, match=r"holds no RGB encoder \(encoder_rgb\.encoder\.\*\)"):
+            tiny("rgb", tmp_path / "half.pth")
+
+    def test_weights_that_are_made_anew_have_no_origin(self, tiny_files):
+        model = tiny("sar", tiny_files / "sar.pth")
+        assert model.weights_origin is not None
+        model.init_weights()
+        assert model.weights_origin is None
+
+    def test_only_missing_tensors_are_a_matter_of_size(self, tmp_path):
+        """A page, or another model's file, is small too, but not for that."""
+        (tmp_path / "page.pth").write_text("<html>")
+        torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "other.pth")
+        for name in ("page", "other"):
+            with pytest.raises(WeightsError) as caught:
+                tiny("rgb", tmp_path / f"{name}.pth")
+            assert "cannot hold" not in str(caught.value)
+        torch.save({"patch_embed.proj.bias": torch.zeros(96)}, tmp_path / "part.pth")
+        with pytest.raises(WeightsError, match=r"216 missing .* bytes cannot hold this architecture's 27,578,154"):
+            tiny("rgb", tmp_path / "part.pth")
+
     def test_half_a_norm_is_an_error(self, tmp_path):
         torch.save({**official("tiny", "sar"), "norm.weight": torch.ones(768)}, tmp_path / "half.pth")
         with pytest.raises(WeightsError, match=r"1 missing \(norm\.bias\)"):
@@ -169,7 +194,7 @@ class TestLoading:
         monkeypatch.setenv("EO_ZOO_OFFLINE", "1")
         with pytest.raises(Exception, match="offline"):
             eo_zoo.create_model("mars_large_sar")
-        assert "639,631,360 bytes cannot hold this architecture's 195,19" in caplog.text
+        assert "the published 639,631,360 bytes cannot hold this architecture's 195,19" in caplog.text
         caplog.clear()
         with pytest.raises(Exception, match="offline"):
             eo_zoo.create_model("mars_base_sar", num_classes=1000)
@@ -314,10 +339,14 @@ class TestTransforms:
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
         assert eo_zoo.create_transform(name, sensor)(x[..., :100, :90]).shape == (1, len(value), 512, 512)
 
-    def test_timm_sees_the_same_numbers(self):
-        config = timm.get_pretrained_cfg("mars_base_rgb")
-        assert config.mean == (87.01, 91.52, 83.51) and config.std == (62.66, 54.58, 53.11)
-        assert config.input_size == (3, 512, 512)
+    def test_timms_own_transform_gives_the_same_numbers(self):
+        model = timm.create_model("mars_base_rgb", **{**SMALL, "img_size": 512})
+        config = timm.data.resolve_data_config({}, model=model)
+        assert config["input_size"] == (3, 512, 512)
+        pixels = torch.randint(0, 256, (512, 512, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        by_timm = timm.data.create_transform(**config)(Image.fromarray(pixels.numpy()))
+        ours = eo_zoo.create_transform("mars_base_rgb")(pixels.permute(2, 0, 1)[None])[0]
+        torch.testing.assert_close(by_timm, ours, atol=1e-5, rtol=1e-5)
 
 
 class TestEcosystem:

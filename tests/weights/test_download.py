@@ -138,6 +138,13 @@ def test_without_a_strong_tag_nothing_is_gone_on_with(hub, file, place, tag):
     assert hub.ranges() == [None, None]
 
 
+@pytest.mark.parametrize("tag", ["", 'W/"weak"'])
+def test_with_size_and_hash_known_no_tag_is_needed(hub, file, place, tag):
+    file.tag, file.cut_after = tag, 50
+    assert fetch(hub, place, size=len(DATA), hashed=True) == DATA
+    assert hub.ranges() == [None, "bytes=50-"] and "if-range" not in hub.headers[-1]
+
+
 def test_what_came_from_elsewhere_is_not_gone_on_with(hub, file, place, monkeypatch):
     half(hub, file, place, monkeypatch)
     hub.add("other/place", PATH[1], DATA)

@@ -405,6 +405,8 @@ def another_process(tmp_path: Path, source: str) -> subprocess.Popen[str]:
     """Loads the toy in a process of its own, and prints the sum of its bias and whether it is verified."""
     script = textwrap.dedent(
         f"""
+        import signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background shells have it ignored
         from eo_zoo import weights
         record = weights.Record("toy.pretrain", "{source}", layout="{LAYOUT}", licence="")
         rename = lambda tensors: {{name.replace("old.", "new."): value for name, value in tensors.items()}}
