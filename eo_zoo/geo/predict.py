@@ -140,6 +140,8 @@ def predict_raster(
     )  # fmt: skip
     with _opened(source, model, record, reading, log) as (scene, statistics):
         _tell(scene, record, task, options, log)
+        if sensor is None and scene.sensor == "S2-L1C":
+            log.warn(f"taken as Sentinel-2 L1C, as {task.data_set}; L2A has other values. --sensor S2-L1C confirms it")
         if isinstance(model, str):
             module = registry.create_model(model, weights=weights, cache_dir=cache_dir, bands=scene.bands)
         else:

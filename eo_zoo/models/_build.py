@@ -96,7 +96,9 @@ class StrictLoading(nn.Module):
             yield
             return
         kind = "the published " if isinstance(source, weights.Record) else ""
-        fact = f"{kind}{size:,} bytes cannot hold this architecture's {values:,} values, {4 * values:,} bytes in float32"
+        fact = (
+            f"{kind}{size:,} bytes cannot hold this architecture's {values:,} values, {4 * values:,} bytes in float32"
+        )
         if isinstance(source, weights.Record):
             _logger.warning("%s: %s, so loading will probably fail", source.name, fact)
         try:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from eo_zoo import create_model, create_transform, registry
-from eo_zoo.errors import InputError
+from eo_zoo.errors import DownloadError, InputError
 from eo_zoo.geo import open_scene
 from eo_zoo.geo.predict import predict_raster
 from eo_zoo.weights import RECORDS
@@ -272,3 +272,15 @@ def test_a_tuned_tag_answers_as_its_transform_and_model_do(tmp_path: Path, name:
     assert [found.scores[label] for label in record.task.classes] == pytest.approx(scores.tolist(), abs=1e-4)
     np.testing.assert_allclose(read(tmp_path / "s.tif")[:, 0, 0], scores, atol=1e-4)
     assert mapped.shape is not None and mapped.shape[1:] == (-(-120 // side),) * 2
+
+
+@pytest.mark.parametrize("sensor", [None, "S2-L1C"])
+def test_an_assumed_processing_level_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sensor: str) -> None:
+    """EuroSAT is L1C; bands of the same names with L2A's values would give other classes in silence."""
+    monkeypatch.setenv("EO_ZOO_OFFLINE", "1")
+    folder, told = rasters.s2_folder(tmp_path / "scene"), []
+    name = "smarties_vit_base.eurosat_finetune"
+    with pytest.raises(DownloadError, match="offline"):
+        predict_raster(folder, name, sensor=sensor, report=lambda *what: told.append(what))
+    warned = [text for kind, text in told if kind == "warning" and "taken as Sentinel-2 L1C" in text]
+    assert len(warned) == (sensor is None)
