@@ -236,7 +236,7 @@ def _check_archive(path: Path) -> None:
     except (*BROKEN, OSError) as error:
         lost = _beyond_end(path)
         if lost:
-            raise IncompleteError(f"{path} is cut short: {lost}; download it again") from error
+            raise IncompleteError(f"{path} is cut short: {lost}; if its source has more, download it again") from error
         raise WeightsError(f"{path} is damaged or cut short ({error}); download it again") from error
     names = [entry.filename for entry in entries]
     if len(set(names)) != len(names):
