@@ -3,6 +3,8 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -12,6 +14,7 @@ from safetensors.torch import load as safetensors_of
 from torch import nn
 
 import eo_zoo
+from eo_zoo import publish, weights
 from eo_zoo.errors import InputError
 from tests.hub_server import COMMIT, HubServer, _Handler
 
@@ -72,6 +75,20 @@ def test_what_is_pushed_is_whole_safe_and_comes_back_equal(hub):
     assert torch.equal(again(x), model(x))
     eo_zoo.push_to_hub(timm.create_model("smarties_vit_nano"), "me/other", token="hf_secret")
     assert "Weights: random" in hub.files["me/other", "README.md"].data.decode()
+
+
+def test_options_and_licence_are_passed_on(monkeypatch):
+    record, given = weights.RECORDS["smarties_vit_nano.demo"], {}
+    monkeypatch.setitem(weights.RECORDS, record.name, replace(record, licence="mit"))
+    answer = SimpleNamespace(commit_url="address")
+    monkeypatch.setattr(publish, "push_to_hf_hub", lambda model, repo_id, **options: given.update(options) or answer)
+    options = dict(private=True, token="t", revision="tuned", commit_message="Tuned")
+    assert eo_zoo.push_to_hub(timm.create_model("smarties_vit_nano"), "me/mine", **options) == "address"
+    assert given.items() >= options.items() and given["model_card"]["license"] == "mit"
+    assert given["task_name"] == "image-feature-extraction"
+    head = dict(embed_dim=64, depth=2, num_heads=4)
+    eo_zoo.push_to_hub(timm.create_model("smarties_vit_base.dfc2020_linprobe", **head), "me/mine")
+    assert given["task_name"] == "image-segmentation"
 
 
 def test_weights_that_may_not_be_hosted_elsewhere_are_refused(hub, tmp_path):

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import eo_zoo
 from eo_zoo import registry, weights
-from eo_zoo.errors import InputError
+from eo_zoo.errors import DownloadError, InputError, WeightsError
 
 ROOT = Path(__file__).parent.parent
 
@@ -119,6 +119,39 @@ def test_a_table_is_filtered_by_architecture_or_full_name():
     assert names("*_nano") == names("NANO") == ["smarties_vit_nano.demo"]
     assert [name.partition(".")[2] for name in names("*eurosat*")] == ["eurosat_finetune", "eurosat_linprobe"] * 2
     assert names("landsat") == []
+
+
+def test_parameters_are_counted_without_the_head():
+    own = registry.parameter_count("smarties_vit_base.eurosat_linprobe")
+    assert own == registry.parameter_count("smarties_vit_base")
+
+
+def test_the_nearest_tag_is_proposed():
+    with pytest.raises(InputError, match=r"Did you mean 'smarties_vit_base\.eurosat_linprobe'"):
+        registry.get_record("smarties_vit_base.eurosat_linprob")
+
+
+def test_a_file_and_an_overlay_go_together(tmp_path):
+    save_file(eo_zoo.create_model("smarties_vit_nano").state_dict(), tmp_path / "x.safetensors")
+    overlay = dict(crop_pct=0.5)
+    model = eo_zoo.create_model("smarties_vit_nano", weights=tmp_path / "x.safetensors", pretrained_cfg_overlay=overlay)
+    assert model.pretrained_cfg["crop_pct"] == 0.5
+
+
+@pytest.mark.parametrize("error", [WeightsError, DownloadError, OSError])
+def test_a_weight_set_that_fails_does_not_stop_the_others(monkeypatch, error):
+    def download(*args, **kwargs):
+        raise error("the reason")
+
+    monkeypatch.setattr(registry, "download", download)
+    assert [row["error"] for row in registry.download_all("smarties_vit_nano")] == ["the reason"]
+    with pytest.raises(InputError, match="unknown model 'nothing'"):
+        registry.download_all("nothing")
+
+
+def test_where_a_weight_set_came_from(mirrored):
+    [row] = registry.download_all("smarties_vit_nano")
+    assert row["size"] == mirrored.stat().st_size and row["from"] == "fetched"
 
 
 def test_every_tag_has_a_card_and_every_card_a_tag():

@@ -91,8 +91,7 @@ class StrictLoading(nn.Module):
         """While a file is loaded that is too small for this architecture, say so, before and if it fails."""
         size = source.size if isinstance(source, weights.Record) else _size_of(Path(source).expanduser())
         values = sum(parameter.numel() for name, parameter in self.named_parameters() if not name.startswith("head."))
-        # a hundredth for what may be missing by right, as MaRS' final norm
-        if size is None or size >= 4 * values * 0.99:
+        if size is None or size >= 4 * values:
             yield
             return
         kind = "the published " if isinstance(source, weights.Record) else ""

@@ -78,7 +78,7 @@ class MarsSwin(StrictLoading, SwinTransformerV2):
         if pool not in POOLS:
             raise InputError(f"MaRS has no pooling '{pool}': it has {', '.join(filter(None, POOLS))}")
         own_bands, order = self.arrange(bands, sensor)
-        # Its own masks for other sizes would let the padding of small images into the attention.
+        # Other sizes are set in `_images`: windows fit them then, and masks are made once.
         super().__init__(in_chans=self.channels, num_classes=num_classes, strict_img_size=True, **kwargs)
         self.bands, self.order = own_bands, order
         self.strict_img_size = strict_img_size or not dynamic_img_size
@@ -196,17 +196,13 @@ class MarsSar(MarsSwin):
         if bands is None:
             names = sensors.get_sensor(sensor or "Umbra").band_names
         else:
-            names = tuple(_radar(name, sensor) for name in bands)
+            names = sensors.resolve_bands(bands, sensor)
         if len(names) != 1 or names[0] not in RADAR:
             raise InputError(
                 f"MaRS SAR takes one band of SAR backscatter ({', '.join(RADAR)}), got {', '.join(names) or 'none'}: "
                 "choose one with bands=[...]; eo-zoo embed leaves a file's others out by --bands VV,-"
             )
         return names, None
-
-
-def _radar(name: str, sensor: str | None) -> str:
-    return name if name in RADAR and sensor is None else sensors.resolve(name, sensor)
 
 
 # ---------------------------------------------------------------------------------------------------------------

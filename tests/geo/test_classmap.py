@@ -350,3 +350,12 @@ def test_what_lies_beside_a_raster_goes_with_it(tmp_path: Path) -> None:
         assert "mine" in (tmp_path / f"{name}.aux.xml").read_text()
     run(source, tmp_path / "p.tif", scores=out, overwrite=True)
     assert not side.exists() and (tmp_path / "p.tif.aux.xml").exists()
+
+
+@pytest.mark.parametrize(("least", "rows"), [(0.5, []), (0.6, [2])])
+def test_the_least_share_of_valid_values_is_of_the_cells_own(tmp_path: Path, least: float, rows: list[int]) -> None:
+    values = np.ones((3, 48, 48), np.uint16)
+    values[:, 20:24] = 0
+    source = raster(tmp_path / "a.tif", values, nodata=0)
+    run(source, tmp_path / "o.tif", window=16, stride=8, min_valid=least)
+    assert np.unique(np.argwhere(read(tmp_path / "o.tif")[0] == NODATA)[:, 0]).tolist() == rows

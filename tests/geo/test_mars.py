@@ -112,3 +112,9 @@ def test_weight_sets_of_two_sensors_together_are_not_for_embeddings(tmp_path):
     path = write_raster(tmp_path / "scene.tif", image(1, "uint8", 255), pixel=PIXEL)
     with pytest.raises(InputError, match="takes S2, S1 together, and an embedding is of one input"):
         embed_raster(path, "smarties_vit_base.bigearthnetmm_linprobe", tmp_path / "out.tif")
+
+
+def test_statistics_recorded_elsewhere_are_named(tmp_path):
+    path = write_raster(tmp_path / "vv.tif", image(1, "uint8", 255), pixel=20)
+    with pytest.raises(InputError, match=r"give stats, a JSON file or a recorded set \(for S1: .*smarties/S1"):
+        embed_raster(path, "mars_base_sar", pool="avg", sensor="S1")

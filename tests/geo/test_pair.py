@@ -170,3 +170,26 @@ def test_the_tuned_tag_answers_as_its_transform_and_model_do(tmp_path: Path, bot
             scores = model(x, mix=mix, **given)[0].sigmoid()
         assert found.scores is not None
         assert [found.scores[label] for label in found.task.classes] == pytest.approx(scores.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("shift", [(0, -480), (0, -9000), (9000, 0), (480, 0)])
+def test_areas_that_only_touch_have_nothing_in_common(tmp_path, both, shift):
+    place = dict(pixel=20, descriptions=["VV", "VH"], origin=(X + shift[0], Y + shift[1]))
+    rasters.write_raster(tmp_path / "far.tif", read(both["s1"]), **place)
+    with pytest.raises(InputError, match="cover no common area"):
+        together({**both, "s1": tmp_path / "far.tif"})
+
+
+def test_another_crs_is_refused_with_the_way_out(tmp_path, both):
+    place = dict(pixel=20, descriptions=["VV", "VH"], origin=(X, Y), crs="EPSG:32633")
+    rasters.write_raster(tmp_path / "crs.tif", read(both["s1"]), **place)
+    with pytest.raises(InputError, match="warp them to one with gdalwarp"):
+        together({**both, "s1": tmp_path / "crs.tif"})
+
+
+def test_it_is_told_which_input_was_resampled(both):
+    notes: list[str] = []
+    together({**both}, resolution=20, report=lambda _, text: notes.append(text))
+    assert not any("resampled to the pixels of" in text for text in notes)
+    together({"s1": both["s1"], "s2": both["s2"]}, report=lambda _, text: notes.append(text))
+    assert any("S2: resampled to the pixels of S1" in text for text in notes)

@@ -160,6 +160,12 @@ class TestLoading:
         model.init_weights()
         assert model.weights_origin is None
 
+    def test_a_home_folder_is_found(self, tmp_path, monkeypatch):
+        torch.save({"patch_embed.proj.bias": torch.zeros(96)}, tmp_path / "part.pth")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        with pytest.raises(WeightsError, match="cannot hold this architecture"):
+            tiny("sar", "~/part.pth")
+
     def test_only_missing_tensors_are_a_matter_of_size(self, tmp_path):
         """A page, or another model's file, is small too, but not for that."""
         (tmp_path / "page.pth").write_text("<html>")
@@ -171,6 +177,13 @@ class TestLoading:
         torch.save({"patch_embed.proj.bias": torch.zeros(96)}, tmp_path / "part.pth")
         with pytest.raises(WeightsError, match=r"216 missing .* bytes cannot hold this architecture's 27,578,154"):
             tiny("rgb", tmp_path / "part.pth")
+
+    def test_what_is_dropped_of_a_pretraining_checkpoint_and_what_is_not(self):
+        part = {"encoder_rgb.encoder.norm.weight": torch.ones(2), "encoder_rgb.encoder.head.fc.bias": torch.ones(2)}
+        assert list(MarsRgb.from_official({**part, "contrast_temp": torch.ones(1)})) == ["norm.weight"]
+        for name in ("surprise", "encoder_rgb.extra"):
+            with pytest.raises(WeightsError, match=f"1 tensors are not of a MaRS checkpoint: {name}"):
+                MarsRgb.from_official({**part, name: torch.ones(2)})
 
     def test_half_a_norm_is_an_error(self, tmp_path):
         torch.save({**official("tiny", "sar"), "norm.weight": torch.ones(768)}, tmp_path / "half.pth")
@@ -199,6 +212,15 @@ class TestLoading:
         with pytest.raises(Exception, match="offline"):
             eo_zoo.create_model("mars_base_sar", num_classes=1000)
         assert "cannot hold" not in caplog.text
+
+    def test_large_keeps_the_windows_that_its_initial_weights_had(self):
+        with torch.device("meta"):
+            model = timm.create_model("mars_large_rgb")
+        assert [stage.blocks[0].attn.pretrained_window_size for stage in model.layers] == [(12, 12)] * 3 + [(6, 6)]
+
+    def test_an_overlay_goes_before_the_records_own(self):
+        model = small("rgb", pretrained_cfg_overlay=dict(mean=(1.0, 2.0, 3.0)))
+        assert model.pretrained_cfg["mean"] == (1.0, 2.0, 3.0)
 
     def test_records_have_the_published_sums(self):
         found = {name: (record.size, record.md5) for name, record in weights.RECORDS.items() if name.startswith("mars")}
@@ -238,17 +260,28 @@ class TestInput:
         model.set_input_size((96, 32))
         assert torch.equal(model(x), built(x))
 
+    def test_a_strict_size_computes_the_same(self):
+        model, x = small("rgb"), torch.randn(1, 3, 96, 32)
+        strict = small("rgb", img_size=(96, 32), strict_img_size=True)
+        strict.load_state_dict(model.state_dict())
+        assert torch.equal(model(x), strict(x))
+
     def test_windows_keep_their_size(self):
         model = small("rgb")
         model.set_input_size(256)
         assert [stage.blocks[0].window_size for stage in model.layers] == [(4, 4)] * 4
         model.set_input_size(256, window_size=8)
         assert [stage.blocks[0].window_size for stage in model.layers] == [(8, 8)] * 4
+        model.set_input_size(512, window_ratio=16)
+        assert [stage.blocks[0].window_size for stage in model.layers] == [(8, 8)] * 4
+        model.set_input_size(512, window_ratio=8)
+        assert [stage.blocks[0].window_size for stage in model.layers] == [(16, 16)] * 4
 
-    def test_strict_size(self):
-        model = small("rgb", strict_img_size=True)
-        with pytest.raises(InputError, match="got images of 32 x 32 pixels, the model is set to 64 x 64"):
-            model(torch.zeros(1, 3, 32, 32))
+    @pytest.mark.parametrize("option", [dict(strict_img_size=True), dict(dynamic_img_size=False)])
+    def test_strict_size(self, option):
+        says = r"32 x 32 pixels, the model is set to 64 x 64: resize them, create it with img_size=, or call set_input"
+        with pytest.raises(InputError, match=says):
+            small("rgb", **option)(torch.zeros(1, 3, 32, 32))
 
     def test_a_compiled_model_keeps_its_size(self):
         torch._dynamo.reset()
@@ -266,6 +299,8 @@ class TestInput:
             reversed_.forward_intermediates(x.flip(1), intermediates_only=True)[3],
             model.forward_intermediates(x, intermediates_only=True)[3],
         )
+        turned = small("rgb", bands=["green", "blue", "red"])  # not its own inverse
+        assert torch.equal(turned(x[:, [1, 2, 0]]), model(x))
         pyramid = small("rgb", bands=["blue", "green", "red"], features_only=True)
         assert [made.shape[-1] for made in pyramid(x)] == [16, 8, 4, 2]
 

@@ -449,3 +449,16 @@ class TestLoading:
         assert ours["patch_embed.weight"].shape == (17, 64, 256)
         assert sum(t.numel() for t in ours.values()) == sum(t.numel() for t in tensors.values())
         assert set(ours) == set(SmartiesVisionTransformer(**TINY).state_dict())
+
+
+def test_another_sensors_numbers_are_not_taken():
+    model = timm.create_model("smarties_vit_nano", bands=["B02", "B03"], sensor="S2-L1C")
+    assert model.pretrained_cfg["mean"] == (0.0, 0.0)  # none are recorded for it
+
+
+def test_another_file_of_the_same_repository_is_that_file(monkeypatch):
+    monkeypatch.setenv("EO_ZOO_OFFLINE", "1")
+    with pytest.raises(DownloadError, match=r"other\.safetensors"):
+        timm.create_model(
+            "smarties_vit_base", pretrained=True, pretrained_cfg_overlay=dict(hf_hub_filename="other.safetensors")
+        )

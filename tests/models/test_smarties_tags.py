@@ -544,3 +544,10 @@ def test_published_sizes(name, tmp_path):
     noise = torch.rand(1, 196, generator=torch.Generator().manual_seed(5))[0] if "mm" in tag else None
     options = dict(generator=torch.Generator().manual_seed(5)) if "mm" in tag else {}
     close(model(x, **options)[0], logits(tag, tensors, x[0], 12 if size == "base" else 16, noise))
+
+
+def test_a_state_dict_has_to_bring_the_head_too():
+    tensors = {name: tensor for name, tensor in official("eurosat_finetune").items() if "head" not in name}
+    overlay = dict(state_dict=tensors)
+    with pytest.raises(WeightsError, match="head"):
+        timm.create_model("smarties_vit_base.eurosat_finetune", True, pretrained_cfg_overlay=overlay, **TINY)

@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 import re
+import struct
 import sys
 import types
 import zipfile
@@ -240,3 +241,34 @@ def test_check_fit_lists_everything_in_one_message():
         "1 unexpected (extra); 1 of another shape (shape is (4, 3), expected (3, 4))"
     )
     weights.check_fit(wanted, wanted, what="toy")
+
+
+@pytest.mark.parametrize("before", [{}, {"history": [torch.zeros(50)]}])
+def test_a_cut_archive_names_exactly_the_tensors_that_are_lost(tmp_path, before):
+    sizes = [7, 300, 300, 2, 5000, *range(1, 40)]
+    model = {f"layers.{i}.weight": torch.ones(size) for i, size in enumerate(sizes)}
+    torch.save({**before, "model": model, "optimizer": (torch.zeros(9),)}, tmp_path / "whole")
+    data, names = (tmp_path / "whole").read_bytes(), list(model)
+    with zipfile.ZipFile(tmp_path / "whole") as archive:
+        entries = [archive.getinfo(f"whole/data/{i}") for i in range(len(before) + len(sizes) + 1)]
+    header = [entry.header_offset for entry in entries]
+    ends = [at + 30 + sum(struct.unpack("<HH", data[at + 26 : at + 30])) + entry.file_size
+            for at, entry in zip(header, entries, strict=True)]  # fmt: skip
+    ends = ends[len(before) : -1]  # of the model's tensors
+    for length in [header[0] - 1, header[0] + 9, *ends, *(end - 1 for end in ends)]:
+        (tmp_path / "cut").write_bytes(data[:length])
+        lost = [name for name, end in zip(names, ends, strict=True) if end > length]
+        says = (
+            rf"{len(lost)} of its 44 tensors lie beyond \({re.escape(', '.join(lost[:10]))}"
+            if lost
+            else "damaged or cut"
+        )
+        with pytest.raises(WeightsError, match=says):
+            weights.read(tmp_path / "cut")
+
+
+def test_a_cut_archive_without_tensors_is_damaged(tmp_path):
+    torch.save({"epoch": 1}, tmp_path / "cut")
+    (tmp_path / "cut").write_bytes((tmp_path / "cut").read_bytes()[:-5])
+    with pytest.raises(WeightsError, match="damaged or cut short"):
+        weights.read(tmp_path / "cut")
