@@ -27,7 +27,7 @@ from torch import Tensor
 from eo_zoo import sensors
 from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.files import replacing, sweep
-from eo_zoo.weights import cache, checkpoint, sources
+from eo_zoo.weights import cache, sources, stored
 from eo_zoo.weights.cache import cache_root
 from eo_zoo.weights.checkpoint import check_fit, read
 
@@ -206,7 +206,7 @@ def load(
 def _load_file(root: Path, path: Path, mapping: Mapper, layout: str) -> tuple[dict[str, Tensor], Origin]:
     if not path.is_file():
         raise InputError(f"weights file {path} is {'a folder' if path.is_dir() else 'not there'}")
-    header = checkpoint.metadata(path)
+    header = stored.metadata(path)
     ours = header.get("eo_zoo.layout") == layout
     if ours and path.absolute().parent == root:
         # Only inside the cache: anybody can write "verified" into the header of a file elsewhere.
@@ -242,7 +242,7 @@ def _convert(root: Path, path: Path, target: Path, mapping: Mapper, layout: str,
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with replacing(target) as part:
-                checkpoint.save(tensors, part, metadata=header)
+                stored.save(tensors, part, metadata=header)
         except OSError as error:
             logger.warning("cannot keep converted weights in %s (%s): used from memory", root, error)
             return tensors
@@ -250,7 +250,7 @@ def _convert(root: Path, path: Path, target: Path, mapping: Mapper, layout: str,
 
 
 def _layout_of(path: Path) -> str | None:
-    return checkpoint.metadata(path).get("eo_zoo.layout")
+    return stored.metadata(path).get("eo_zoo.layout")
 
 
 def _lock_of(root: Path, record: Record) -> contextlib.AbstractContextManager[None]:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
-import os
 import pickle
 import re
 import struct
@@ -22,11 +20,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from eo_zoo.errors import InputError, WeightsError
+from eo_zoo.weights import stored
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +36,6 @@ ZIP_MAGIC = b"PK\x03\x04"
 # torch.save's magic number, pickled with protocol 2: how every file of the format before torch 1.6 begins.
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 MAX_INDEX = 16_000_000  # bytes of a cut archive that are searched for its list of tensors
-MAX_HEADER = 100_000_000  # bytes; the safetensors library refuses longer headers as well
-
-DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
 
 
 class IncompleteError(WeightsError):
@@ -125,7 +115,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     if head == LEGACY_MAGIC:
         return _unwrap(_unpickle(path, mmap=False), path)
     if head[8:9] == b"{":
-        return _unwrap(_read_safetensors(path), path)
+        return _unwrap(stored.read(path), path)
     raise WeightsError(f"{path} is not a checkpoint: {_guess(head)}")
 
 
@@ -139,90 +129,6 @@ def _guess(head: bytes) -> str:
     if head.startswith(b"version https"):
         return "it is a Git LFS pointer; fetch the file that it stands for with `git lfs pull`"
     return f"expected safetensors or a file of torch.save, found {head!r}..."
-
-
-# ---------------------------------------------------------------------------------------- safetensors
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name appears twice")
-    return result
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file, once the file is known to be as long as it promises."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > MAX_HEADER:
-            raise WeightsError(f"{path} is not safetensors: its header claims {length} bytes")
-        raw = file.read(length)
-    if len(raw) < length:
-        raise WeightsError(f"{path} ends after {size} bytes, within its header: download it again")
-    try:
-        header: dict[str, Any] = json.loads(raw, object_pairs_hook=_unique)
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        promised = 8 + length + max(ends, default=0)
-        truncated = size < promised
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise WeightsError(f"{path} has a damaged safetensors header ({error}); download it again") from error
-    if truncated:
-        raise WeightsError(f"{path} ends after {size} bytes, of {promised} promised: download it again")
-    return header
-
-
-def metadata(path: Path) -> dict[str, str]:
-    """The free text in a safetensors header; empty for any other file."""
-    with path.open("rb") as file:
-        if file.read(9)[8:] != b"{":
-            return {}
-    found = _header(path).get("__metadata__")
-    return found if isinstance(found, dict) else {}
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    _header(path)
-    try:
-        return load_file(path)
-    except (SafetensorError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise WeightsError(f"{path} is not valid safetensors ({error}); download it again") from error
-
-
-def save(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str]) -> None:
-    """Write safetensors and wait until they are on the disk; equal input gives equal bytes.
-
-    Written here because the library's own writer puts several metadata keys in a random order and needs a
-    second copy of all tensors in memory.
-
-    Raises:
-        OSError: the disk is full or the place cannot be written.
-        WeightsError: a tensor has a type that the format, as we write it, lacks.
-    """
-    # Widest types first, so that every tensor lies on a multiple of its element size.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    offset = 0
-    for name in names:
-        tensor = tensors[name]
-        if tensor.dtype not in DTYPES:
-            raise WeightsError(f"tensor {name} has the type {tensor.dtype}, which cannot be stored")
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end],
-        }  # fmt: skip
-        offset = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name in names:
-            # A copy: what is written straight from a mapped file, Linux caches in small pages, and until the file
-            # leaves its cache each load takes half as long again.
-            file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 # -------------------------------------------------------------------------------------------- pickles

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from eo_zoo import weights
 from eo_zoo.errors import WeightsError
-from eo_zoo.weights import checkpoint
+from eo_zoo.weights import stored
 from tests.weights.toys import FILE, LAYOUT, Mapping, check_toy, leftovers, load, record, toy
 
 
@@ -97,7 +97,7 @@ def test_a_cache_file_of_another_hash_is_not_believed(tmp_path, cache):
     load(tmp_path / FILE)
     (kept,) = cache.glob("*.safetensors")
     header = {"eo_zoo.layout": LAYOUT, "eo_zoo.sha256": "0" * 64}
-    checkpoint.save({"new.a": torch.ones(1)}, kept, metadata=header)
+    stored.save({"new.a": torch.ones(1)}, kept, metadata=header)
     check_toy(load(tmp_path / FILE)[0])
 
 
@@ -127,7 +127,7 @@ def test_a_header_outside_the_cache_cannot_claim_to_be_verified(tmp_path):
     path = tmp_path / "forged.safetensors"
     claims = {"layout": LAYOUT, "name": "toy.pretrain", "source": "hf://x/y/z", "sha256": "0" * 64}
     header = {f"eo_zoo.{key}": value for key, value in claims.items()} | {"eo_zoo.verified": "true"}
-    checkpoint.save(Mapping()(toy()), path, metadata=header)
+    stored.save(Mapping()(toy()), path, metadata=header)
     tensors, origin = load(path)
     check_toy(tensors)
     assert origin == weights.Origin(None, str(path), hashlib.sha256(path.read_bytes()).hexdigest(), False)
@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, cache, monkeypatch, c
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(stored, "save", full)
     check_toy(load(tmp_path / "w.pth")[0])
     assert "No space left" in caplog.text
     assert leftovers(cache) == [] and list(cache.glob("*.safetensors")) == []

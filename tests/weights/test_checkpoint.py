@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from eo_zoo import weights
 from eo_zoo.errors import InputError, WeightsError
-from eo_zoo.weights import checkpoint
+from eo_zoo.weights import stored
 from tests.weights.toys import load, toy, toy_bytes
 
 
@@ -223,11 +223,11 @@ def test_what_is_saved_is_what_safetensors_reads(tmp_path):
     tensors = {**toy(), **odd}
     metadata = {"b": "2", "a": "1", "format": "pt"}
     paths = tmp_path / "a", tmp_path / "b"
-    checkpoint.save(tensors, paths[0], metadata=metadata)
-    checkpoint.save(dict(reversed(tensors.items())), paths[1], metadata=dict(reversed(metadata.items())))
+    stored.save(tensors, paths[0], metadata=metadata)
+    stored.save(dict(reversed(tensors.items())), paths[1], metadata=dict(reversed(metadata.items())))
     same(load_file(paths[0]), tensors)
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert checkpoint.metadata(paths[0]) == {"a": "1", "b": "2", "format": "pt"}
+    assert stored.metadata(paths[0]) == {"a": "1", "b": "2", "format": "pt"}
 
 
 def test_check_fit_lists_everything_in_one_message():

@@ -19,7 +19,7 @@ import pytest
 
 from eo_zoo import weights
 from eo_zoo.errors import DownloadError, WeightsError
-from eo_zoo.weights import checkpoint, download
+from eo_zoo.weights import download, stored
 from eo_zoo.weights.cache import pin_path, workspace
 from tests.hub_server import COMMIT, HubServer
 from tests.weights.toys import FILE, LAYOUT, REPO, Mapping, check_toy, leftovers, load, record, toy, toy_bytes
@@ -31,7 +31,7 @@ def test_package_and_file_records(tmp_path, monkeypatch, cache):
     monkeypatch.setattr("eo_zoo.weights.sources.DATA", tmp_path / "data")
     (tmp_path / "data").mkdir()
     path = tmp_path / "data" / FILE
-    checkpoint.save(Mapping()(toy()), path, metadata={"eo_zoo.layout": LAYOUT})
+    stored.save(Mapping()(toy()), path, metadata={"eo_zoo.layout": LAYOUT})
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setenv("EO_ZOO_OFFLINE", "1")
     monkeypatch.setenv("EO_ZOO_MIRROR", str(tmp_path / "nowhere"))
@@ -75,7 +75,7 @@ def test_first_use_downloads_checks_and_pins_then_the_network_is_not_needed(tmp_
 
 
 def test_a_download_in_our_own_layout_is_kept_like_any_other(tmp_path, hub):
-    checkpoint.save(Mapping()(toy()), tmp_path / "ours", metadata={"eo_zoo.layout": LAYOUT})
+    stored.save(Mapping()(toy()), tmp_path / "ours", metadata={"eo_zoo.layout": LAYOUT})
     hub.add(REPO, FILE, (tmp_path / "ours").read_bytes())
     for _ in range(2):
         mapping = Mapping()
