@@ -56,6 +56,7 @@ class StrictLoading(nn.Module):
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
         """The family's initial (random) weights."""
         self.weights_origin = None
+        # timm's model behind this mixin has it
         super().init_weights(*args, **kwargs)  # type: ignore[misc]
 
     def load_weights(

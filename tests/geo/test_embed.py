@@ -16,23 +16,20 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from affine import Affine
 
 from eo_zoo import create_model
 from eo_zoo.errors import InputError
 from eo_zoo.files import sweep
 from eo_zoo.geo import opening
-from eo_zoo.geo.checks import find_device
 from eo_zoo.geo.embed import embed_raster
-from eo_zoo.geo.job import coarser, true_colour, weights_of
 from eo_zoo.geo.run import Embedding, Log, Options, embed_scene
 from eo_zoo.geo.scene import open_scene
-from eo_zoo.geo.stream import Tally, _needed, map_strips, pooled_vector
+from eo_zoo.geo.stream import Tally, map_strips, pooled_vector
 from eo_zoo.geo.tiles import TileGrid
 from eo_zoo.sensors import Statistics, get_sensor, get_statistics, normalize
 from eo_zoo.weights import Record
 from tests.geo import rasters
-from tests.geo.fakes import BANDS, CHANNELS, PATCH, TILE, FakeModel, FakeScene, Origin, noise, statistics
+from tests.geo.fakes import BANDS, CHANNELS, PATCH, TILE, FakeModel, FakeScene, noise, statistics
 
 OVERLAP = 8  # pixels, two cells: little, so that a cell's tiles can be counted by hand
 STEP = TILE - OVERLAP
@@ -684,47 +681,6 @@ def test_one_real_tile_gives_the_tokens_before_the_norm(
     np.testing.assert_allclose(found, tokens[0, :, :rows, :cols].numpy(), atol=1e-5)
 
 
-def test_a_module_of_ones_own_is_set_to_eval(tmp_path):
-    class Noisy(FakeModel):
-        def forward_features(self, x):
-            assert not self.training
-            return super().forward_features(x)
-
-    run(FakeScene(noise(24, 24)), tmp_path / "out.tif", Noisy().train())
-
-
-def test_coarser_pixels_of_a_rotated_grid():
-    assert coarser(Affine(2, 1, 5, -1, -2, 7), 3) == Affine(6, 3, 5, -3, -6, 7)
-
-
-def test_values_that_are_mostly_clipped_are_told_with_a_way_out(tmp_path):
-    values = noise(40, 40)
-    values[1, :24] = 5000
-    [text] = run(FakeScene(values), tmp_path / "out.tif").warnings
-    assert text.startswith("6") and text.endswith("give others with stats, or check the units")
-
-
-def test_a_full_disk_is_told_before(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100}))
-    result = run(FakeScene(noise(40, 40)), tmp_path / "out.tif")
-    assert "choose another folder, or out_dtype float16" in result.warnings[0]
-
-
-def test_a_local_files_folder_is_not_told_in_the_output():
-    model = FakeModel()
-    model.weights_origin = Origin(name=None, verified=False)
-    assert weights_of(model) == f"fake.safetensors sha256 {'ab' * 32} unverified"
-
-
-def test_a_preview_is_grey_where_a_colour_is_missing():
-    assert true_colour(FakeScene(noise(4, 4), bands=("near_infrared_1", "green_2", "red_2"))).bands == [0]
-    assert true_colour(FakeScene(noise(4, 4))).bands == [2, 1, 0]
-
-
-def test_a_folders_name_is_the_sources():
-    assert opening.source_name("/data/S2A.SAFE/") == "S2A.SAFE"
-
-
 def test_units_of_another_sensor_are_not_taken(fake_route):
     fake_route["scene"].sensor, fake_route["scene"].units = "S1", "db"
     with pytest.raises(InputError, match="the scene is of sensor S1: give sensor 'S1'"):
@@ -743,11 +699,3 @@ def test_statistics_that_are_given_go_before_the_records(fake_route):
     fake_route["scene"].sensor, told = "S1", []
     embed_raster("x", "fake_net", pool="token", stats=statistics(), report=lambda _, text: told.append(text))
     assert "normalised with the statistics 'fake'" in told
-
-
-def test_a_module_stays_where_it_is():
-    assert find_device(None, torch.nn.Linear(1, 1, device="meta")).type == "meta"
-
-
-def test_the_least_number_of_valid_values_is_exact():
-    assert _needed(0.07, 1, 10) == 7  # 0.07 * 100 is a little more than 7
