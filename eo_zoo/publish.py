@@ -50,7 +50,8 @@ def push_to_hub(
     if record is None or not isinstance(model, StrictLoading):
         raise InputError(f"{type(model).__name__} is not a model of eo_zoo: expected one of {registry.list_models()}")
     # By the class, which nobody changes by accident; where tensors came from cannot be told from them.
-    bound = next((r for r in weights.RECORDS.values() if r.layout == model.layout and not r.redistributable), None)
+    known = (record, *weights.RECORDS.values())
+    bound = next((one for one in known if one.layout == model.layout and not one.redistributable), None)
     if bound and (model.weights_origin is not None or not own_weights):
         raise InputError(
             f"weights of {bound.name.partition('.')[0]} may not be pushed to a hub: {bound.terms}. Others load them "

@@ -50,11 +50,12 @@ class Normalize(nn.Module):
             raise InputError(
                 "the images hold NaN or infinite values: replace them, and set them to 0 after normalising"
             )
+        # radars have digital numbers too, but no reflectance that they could be mistaken for
         optical = sensors.get_sensor(self.statistics.sensor).bands[0].wavelength is not None
-        if self.statistics.units == "dn" and optical and 0 < x.abs().amax() <= DOUBTFUL:
+        if self.statistics.units == "dn" and optical and 0 < (highest := x.abs().amax()) <= DOUBTFUL:
             _logger.warning(
                 "no value above %g, but '%s' expects dn (reflectance x 10000): reflectance, or normalised already?",
-                x.abs().amax(),
+                highest,
                 self.statistics.name,
             )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import importlib.util
 import json
 import logging
 import re
@@ -87,8 +88,11 @@ def patiently(name: str, attempt: Callable[[], T], progress: Callable[[], int] =
         progress: bytes so far; as long as they grow, it is tried again.
 
     Raises:
-        DownloadError: the server asks to wait for too long.
+        DownloadError: the server asks to wait for too long, or requests is not installed.
     """
+    # torch.hub asks for four packages only, and of these huggingface_hub brings requests no more
+    if importlib.util.find_spec("requests") is None:
+        raise DownloadError("downloads need the package 'requests', which is not installed: pip install requests")
     tries, reached = 0, progress()
     while True:
         try:

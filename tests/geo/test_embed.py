@@ -326,12 +326,6 @@ def test_overflow_is_an_error_not_nodata(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_module_comes_back_in_the_mode_it_was(tmp_path: Path) -> None:
-    model = FakeModel().train()
-    run(FakeScene(noise(24, 24)), tmp_path / "out.tif", model)
-    assert model.training
-
-
 # ---- messages ----
 
 
@@ -353,13 +347,6 @@ def test_clipping_is_told_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.INFO, logger="eo_zoo"):
         run(FakeScene(values), tmp_path / "again.tif")
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("WARNING", text)]
-
-
-def test_full_folder_is_warned_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = type("Usage", (), {"free": 100})
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    result = run(FakeScene(noise(40, 40)), tmp_path / "out.tif")
-    assert "may take" in result.warnings[0]
 
 
 # ---- interruptions ----

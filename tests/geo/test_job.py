@@ -27,6 +27,7 @@ def test_values_that_are_mostly_clipped_are_told_with_a_way_out(tmp_path):
 def test_a_full_disk_is_told_before(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100}))
     result = run(FakeScene(noise(40, 40)), tmp_path / "out.tif")
+    assert "may take" in result.warnings[0]
     assert "choose another folder, or out_dtype float16" in result.warnings[0]
 
 
@@ -60,3 +61,9 @@ def test_a_module_of_ones_own_is_set_to_eval(tmp_path):
             return super().forward_features(x)
 
     run(FakeScene(noise(24, 24)), tmp_path / "out.tif", Noisy().train())
+
+
+def test_a_module_comes_back_in_the_mode_it_was(tmp_path):
+    model = FakeModel().train()
+    run(FakeScene(noise(24, 24)), tmp_path / "out.tif", model)
+    assert model.training

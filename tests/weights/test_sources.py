@@ -292,6 +292,14 @@ def test_no_server_at_all():
         load(record())
 
 
+def test_without_requests_there_is_one_sentence(tmp_path, hub, monkeypatch):
+    hub.add(REPO, FILE, toy_bytes(tmp_path))
+    monkeypatch.setitem(sys.modules, "requests", None)
+    for source in (f"hf://{REPO}/{FILE}", f"{hub.url}/{REPO}/{FILE}"):
+        with pytest.raises(DownloadError, match=r"could not be fetched: .*pip install requests.* by hand"):
+            load(record(source=source))
+
+
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "EO_ZOO_OFFLINE"])
 def test_offline_mode(tmp_path, hub, monkeypatch, variable):
     hub.add(REPO, FILE, toy_bytes(tmp_path))
