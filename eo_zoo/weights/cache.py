@@ -61,7 +61,8 @@ def converted(path: Path, sha256: str, layout: str) -> dict[str, Tensor] | None:
             header = file.metadata() or {}
             if (header.get("eo_zoo.sha256"), header.get("eo_zoo.layout")) != (sha256, layout):
                 return None
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            # an open file is no dict, and gives its names by this call only
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         logger.warning("cached weights are damaged and will be made anew: %s (%s)", path, error)
         return None
