@@ -193,6 +193,8 @@ def record_of(variant: str, pretrained_cfg: Any = None) -> weights.Record | None
 
 def _location(source: str) -> dict[str, str]:
     # timm only lists and shows these; loading goes through eo_zoo.weights
+    if not source:
+        return {}
     scheme, _, path = source.partition("://")
     if scheme != "hf":
         return dict(url=source)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError, WeightsError
+from eo_zoo.layers.positions import sincos_positions
 from eo_zoo.models._build import StrictLoading, build, cfgs_for, input_cfg, record_of
 from eo_zoo.models.smarties_tasks import (
     HEADS,
@@ -141,17 +142,6 @@ def mixing(bands: Sequence[str] | None, sensor: str | None) -> tuple[tuple[str, 
     if isinstance(bands, str):
         raise InputError(f"bands is the text '{bands}', expected a list of names: ['{bands}']")
     return _mixing(None if bands is None else tuple(bands), sensor)
-
-
-def sincos_positions(dim: int, height: int, width: int) -> Tensor:
-    """Fixed sine-cosine table, (1, 1 + height * width, dim): class row zero, the column's half first, float32."""
-    omega = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
-    row, column = torch.meshgrid(
-        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
-    )
-    angles = [axis.reshape(-1, 1) * omega for axis in (column, row)]
-    table = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
-    return F.pad(table, (0, 0, 1, 0)).float().unsqueeze(0)
 
 
 def resample_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

@@ -32,11 +32,13 @@ from eo_zoo.weights.cache import cache_root
 from eo_zoo.weights.checkpoint import check_fit, read
 
 __all__ = [
-    "RECORDS", "Origin", "Record", "Task", "cache_root", "check_fit", "is_cached", "load", "pinned", "read", "register",
+    "RECORDS", "UNPUBLISHED", "Origin", "Record", "Task", "cache_root", "check_fit", "is_cached", "load", "pinned", "read",
+    "register",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
+UNPUBLISHED = "unpublished"  # the tag of an architecture of which nobody has given out weights
 Mapper = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
@@ -58,7 +60,8 @@ class Record:
     """One published weight set, as the family's file describes it."""
 
     name: str  # architecture.tag
-    source: str  # hf://owner/repo/path, https://host/path?query, package://file (in eo_zoo/data), file:///path
+    # hf://owner/repo/path, https://host/path?query, package://file (in eo_zoo/data), file:///path; "" if unpublished
+    source: str
     layout: str  # family and version of its key table; "" for whatever the model reads
     licence: str
     title: str = ""
@@ -70,6 +73,8 @@ class Record:
     trained_on: str = ""
     task: Task | None = None  # None: features only
     together: bool = False  # an image holds the bands of all its sensors, not of one of them
+    # of a model that takes a dict: its keys, each with the named order of its bands (see sensors.get_order)
+    inputs: Mapping[str, str] = field(default_factory=dict, hash=False)
     # how images come to the model's size: "bicubic" (torch's, antialiased) or "spline" (scikit-image's, of order 3)
     resize: str = "bicubic"
     crop: float = 1.0  # share of the resized shorter side that a centre crop keeps; 1: squeezed to a square instead
@@ -85,7 +90,8 @@ class Record:
 
     def __post_init__(self) -> None:
         """Refuse what would make a bad file name or never match."""
-        if not re.fullmatch(r"[\w.-]+", self.name) or "://" not in self.source:
+        published = not self.name.endswith(f".{UNPUBLISHED}")
+        if not re.fullmatch(r"[\w.-]+", self.name) or published != ("://" in self.source):
             raise ValueError(f"not a weight record: name {self.name!r}, source {self.source!r}")
         if self.scheme == "http" and urlsplit(self.source).hostname not in ("127.0.0.1", "::1", "localhost"):
             raise ValueError(f"{self.name}: weights come over https://, got {self.source!r}")
@@ -94,7 +100,9 @@ class Record:
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """Canonical names of an image's bands in order, where nobody names any."""
+        """Canonical names of an image's bands in order, where nobody names any; of several inputs the first one's."""
+        if self.inputs:
+            return sensors.get_order(next(iter(self.inputs.values())))
         names = self.sensors if self.together else self.sensors[:1]
         return tuple(band for name in names for band in sensors.get_sensor(name).band_names)
 
@@ -176,13 +184,18 @@ def load(
         cache_dir: see `cache_root`.
 
     Raises:
-        InputError: no such file.
+        InputError: no such file, or weights that nobody has published.
         WeightsError: the file is hostile, damaged, changed, or another family's.
         DownloadError: it has to be fetched and cannot be.
     """
     root = cache_root(cache_dir)
     if not isinstance(source, Record):
         return _load_file(root, Path(source).expanduser(), mapping, layout)
+    if not source.source:
+        raise InputError(
+            f"no weights are published for {source.name.partition('.')[0]}: pretrained=False gives random ones, and "
+            "weights=PATH loads your own"
+        )
     if source.layout not in ("", layout):
         raise WeightsError(f"{source.name} has the layout '{source.layout}', this model reads '{layout}'")
     if cached := _cached(root, source, layout):
