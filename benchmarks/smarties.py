@@ -10,20 +10,15 @@ memory is the peak above what the process held before, in a process of its own.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
 import multiprocessing
-import os
-import platform
-import resource
-import statistics
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
 import torch
+from measure import machine, medians, peak_memory
 
 import eo_zoo
 from eo_zoo.sensors import get_sensor
@@ -61,29 +56,6 @@ def public(folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     return call
 
 
-@contextlib.contextmanager
-def peak_memory() -> Iterator[dict[str, float]]:
-    """Highest resident size above the one at the start, in MB, sampled every 2 ms."""
-    page = resource.getpagesize()
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * page
-
-    found, done, start = {"MB": 0.0}, threading.Event(), resident()
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            found["MB"] = max(found["MB"], (resident() - start) / 2**20)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield found
-    finally:
-        done.set()
-        thread.join()
-
-
 def memory(make: Callable[..., Callable[[torch.Tensor], torch.Tensor]], arguments: tuple, batch: int) -> float:
     """Peak of one forward pass above model and input."""
     model, x = make(*arguments), torch.randn(batch, 12, 224, 224)
@@ -102,27 +74,18 @@ def main() -> None:
     makers = {"eo_zoo": (ours, ()), "timm ViT-B": (plain_vit, ())}
     if arguments.reference:
         makers["public code"] = (public, (arguments.reference,))
-    versions = f"torch {torch.__version__}, timm {timm.__version__}"
-    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    print(f"{platform.machine()}, {cores}, {versions}, float32, median of {arguments.runs}, interleaved")
+    print(machine("float32", arguments.runs))
     models = {name: make(*args) for name, (make, args) in makers.items()}
     fresh = multiprocessing.get_context("spawn")
     for batch in arguments.batch:
         x = torch.randn(batch, 12, 224, 224)
-        times: dict[str, list[float]] = {name: [] for name in models}
         with torch.inference_mode():
-            for run in range(arguments.runs + 2):
-                for name, model in models.items():
-                    start = time.perf_counter()
-                    model(x)
-                    if run >= 2:  # the first two warm up
-                        times[name].append(time.perf_counter() - start)
-        medians = {name: statistics.median(values) for name, values in times.items()}
+            seconds = medians({name: functools.partial(model, x) for name, model in models.items()}, arguments.runs)
         for name, (make, args) in makers.items():
             with fresh.Pool(1) as pool:
                 peak = pool.apply(memory, (make, args, batch))
-            ratio = medians["eo_zoo"] / medians[name]
-            print(f"batch {batch:3d}  {name:12s} {medians[name]:7.3f} s, eo_zoo takes {ratio:.3f} of it; {peak:.0f} MB")
+            ratio = seconds["eo_zoo"] / seconds[name]
+            print(f"batch {batch:3d}  {name:12s} {seconds[name]:7.3f} s, eo_zoo takes {ratio:.3f} of it; {peak:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -203,7 +203,10 @@ def _location(source: str) -> dict[str, str]:
 
 
 class _Unfilled(TorchFunctionMode):
-    """While it holds, tensors that are to be filled with random numbers are left as they are."""
+    """While it holds, tensors that are to be filled with random numbers are left as they are.
+
+    Families draw truncated normals by timm: torch's ``trunc_normal_`` draws again until all fit, which here is never.
+    """
 
     random = (
         torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_,

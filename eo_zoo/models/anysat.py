@@ -6,9 +6,6 @@ arXiv:2412.14123. Public code: github.com/gastruc/AnySat at e03e72e, MIT, as are
 Every input is cut into sub-patches (10 x 10 pixels of aerial images, one pixel of a series) with a vector each; the
 patch encoder makes one vector of those of a patch, input by input; the blocks let all patches of all inputs see each
 other; and the pooling block asks them one question for the tile and one for each patch.
-
-Names differ from the public code's: ``projectors`` make the sub-patches' vectors, ``patch_encoder`` is its
-``spatial_encoder``, ``pool`` its last block.
 """
 
 from __future__ import annotations
@@ -16,13 +13,13 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, trunc_normal_
 from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block
@@ -30,7 +27,7 @@ from torch import Tensor, nn
 
 from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError, WeightsError, nearest
-from eo_zoo.layers.positions import sincos_positions
+from eo_zoo.layers.positions import kept, sincos_positions
 from eo_zoo.models._build import StrictLoading, build, cfgs_for, record_of
 from eo_zoo.models.anysat_inputs import (
     CELL,
@@ -42,13 +39,14 @@ from eo_zoo.models.anysat_inputs import (
     check_values,
     days,
 )
+from eo_zoo.models.anysat_keys import PARTS, from_official, module_name
 from eo_zoo.models.anysat_series import SeriesProjector, pieces
 
 _logger = logging.getLogger(__name__)
 ORDERS = ("image", "released")
 BUCKETS = 8  # of which the three for negative distances were never used
 OUTSIDE = 7  # the bucket of tokens without a place: class and modis
-ON_CPU, ELSEWHERE = 32 * 2**20, 2**30  # bytes of features at a time: what stays in a CPU's cache, or keeps a GPU busy
+ON_CPU, ELSEWHERE = 16 * 2**20, 2**30  # bytes of features at a time: what stays in a CPU's cache, or keeps a GPU busy
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -56,54 +54,23 @@ ON_CPU, ELSEWHERE = 32 * 2**20, 2**30  # bytes of features at a time: what stays
 # ---------------------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=64)
-def _bucket_rows(side: int, prefix: int) -> Tensor:
-    """Which bias two tokens of a square of side x side have, (prefix + side^2) squared, by their distance in cells.
+@kept
+def position_table(dim: int, side: int, step: float, prefix: int) -> Tensor:
+    """(1, prefix + side^2, dim), see ``sincos_positions``; then device and dtype, as of ``bucket_table``."""
+    return sincos_positions(dim, side, side, step=step, prefix=prefix)
 
-    Rounded distances 0, 1, 2 to 3 and more have the buckets 3, 4, 5 and 6.
+
+@kept
+def bucket_table(side: int, prefix: int, repeats: int) -> Tensor:
+    """Which bias the tokens of a square have by their distance: (prefix + side^2, prefix + repeats * side^2).
+
+    Rounded distances 0, 1, 2 to 3 and more have the buckets 3, 4, 5 and 6. For keys the square comes ``repeats`` times.
     """
-    place = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).reshape(-1, 2)
-    distance = (place[:, None] - place[None]).square().sum(-1).float().sqrt().round()
-    bucket = 3 + (distance >= 1).long() + (distance >= 2).long() + (distance >= 4).long()
-    return F.pad(bucket, (prefix, 0, prefix, 0), value=OUTSIDE)
-
-
-class Tables:
-    """Position tables and bias buckets by shape: made once for a device and type, and kept."""
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[Any, ...], Tensor] = {}
-
-    def positions(self, dim: int, side: int, step: float, prefix: int, like: Tensor) -> Tensor:
-        """(1, prefix + side^2, dim), see ``sincos_positions``."""
-        key = ("positions", dim, side, step, prefix, like.device, like.dtype)
-        return self._get(key, lambda: sincos_positions(dim, side, side, step=step, prefix=prefix).to(like))
-
-    def buckets(self, side: int, prefix: int, repeats: int, like: Tensor) -> Tensor:
-        """(prefix + side^2, prefix + repeats * side^2): for keys, the square comes ``repeats`` times."""
-        key = ("buckets", side, prefix, repeats, like.device)
-
-        def make() -> Tensor:
-            rows = _bucket_rows(side, prefix)
-            return torch.cat([rows[:, :prefix], rows[:, prefix:].repeat(1, repeats)], dim=1).to(like.device)
-
-        return self._get(key, make)
-
-    def _get(self, key: tuple[Any, ...], make: Any) -> Tensor:
-        kept = self._kept.get(key)
-        if kept is None:
-            # outside of inference mode: a table made there could not serve a later backward pass
-            with torch.inference_mode(False), torch.no_grad():
-                kept = make()
-            if type(kept) is Tensor and not torch.compiler.is_compiling():  # no tracer's stand-in may stay
-                self._kept[key] = kept
-        return kept
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Tables:
-        return Tables()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Tables, ()
+    place = np.moveaxis(np.mgrid[:side, :side], 0, -1).reshape(-1, 2)
+    distance = np.sqrt(np.square(place[:, None] - place[None]).sum(-1, dtype=np.float64)).round()
+    bucket = 3 + sum((distance >= limit).astype(np.int64) for limit in (1, 2, 4))
+    rows = np.pad(np.tile(bucket, (1, repeats)), ((prefix, 0), (prefix, 0)), constant_values=OUTSIDE)
+    return torch.from_numpy(rows)
 
 
 class ImageProjector(nn.Module):
@@ -122,8 +89,8 @@ class ImageProjector(nn.Module):
 
     def init_weights(self) -> None:
         """Initial (random) weights: torch's."""
-        for module in self.children():
-            module.reset_parameters()
+        for layer in (self.embed, self.fc1, self.norm1, self.fc2, self.norm2):
+            layer.reset_parameters()
 
     def forward(self, x: Tensor, patches: int) -> Tensor:
         """Images of ``patches`` patches a side."""
@@ -188,6 +155,18 @@ class PatchBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+def init_residual(module: nn.Module, blocks: Iterable[Any]) -> None:
+    """Initial (random) linear layers as in the public code; those that end a branch of a later block are smaller."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            trunc_normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)
+    for i, block in enumerate(blocks, 1):
+        for linear in (block.attn.proj, block.mlp.fc2):
+            with torch.no_grad():
+                linear.weight.div_(math.sqrt(2 * i))
+
+
 class PatchEncoder(nn.Module):
     """The vectors of a patch's sub-patches to one vector for the patch, and to what they are in its light."""
 
@@ -195,21 +174,15 @@ class PatchEncoder(nn.Module):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(PatchBlock(dim, heads, rate) for rate in rates)
+        self.blocks: Any = nn.ModuleList(PatchBlock(dim, heads, rate) for rate in rates)
         self.norm = nn.LayerNorm(dim)
 
     def init_weights(self) -> None:
         """Initial (random) weights as in the public code."""
         nn.init.zeros_(self.cls_token)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-        for i, block in enumerate(self.blocks, 1):
-            nn.init.trunc_normal_(block.attn.distance, std=0.02)
-            for linear in (block.attn.proj, block.mlp.fc2):
-                with torch.no_grad():
-                    linear.weight.div_(math.sqrt(2 * i))
+        init_residual(self, self.blocks)
+        for block in self.blocks:
+            trunc_normal_(block.attn.distance, std=0.02)
 
     def forward(
         self, x: Tensor, positions: Tensor, buckets: Tensor, *, whole: bool, checkpointing: bool = False
@@ -307,12 +280,11 @@ class AnySat(StrictLoading):
         self.part, self.memory = part, memory
         self.patch_size, self.output, self.output_modality = patch_size, output, output_modality
         self.grad_checkpointing = False
-        self.tables = Tables()
 
         self.projectors = nn.ModuleDict()
         for name in self.inputs:
             one = INPUTS[name]
-            self.projectors[_module_name(name)] = (SeriesProjector if one.series else ImageProjector)(one, embed_dim)
+            self.projectors[module_name(name)] = (SeriesProjector if one.series else ImageProjector)(one, embed_dim)
         self.patch_encoder = PatchEncoder(embed_dim, depth, num_heads, drop_path_rate)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         *rates, last = torch.linspace(0, drop_path_rate, depth + 1, device="cpu").tolist()
@@ -335,12 +307,13 @@ class AnySat(StrictLoading):
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """Initial (random) weights as in the public code."""
         self.weights_origin = None
-        for projector in self.projectors.values():
+        projectors: Any = self.projectors.values()
+        for projector in projectors:
             projector.init_weights()
         self.patch_encoder.init_weights()
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        trunc_normal_(self.cls_token, std=0.02)
         nn.init.zeros_(self.pool.query)
-        nn.init.trunc_normal_(self.pool.distance, std=0.02)
+        trunc_normal_(self.pool.distance, std=0.02)
         for module in [*self.blocks.modules(), *self.pool.modules()]:
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
@@ -372,34 +345,36 @@ class AnySat(StrictLoading):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups from the input on, for layer-wise learning rates."""
-        depth = len(self.blocks)
+        join = (99999,)  # timm's word for the group before
         return {
-            "stem": r"^projectors",
-            "blocks": [
-                (r"^patch_encoder" if coarse else r"^patch_encoder\.blocks\.(\d+)", None if coarse else (0,)),
-                (r"^patch_encoder\.(cls_token|norm)", (0,) if coarse else (depth - 1,)),
-                (r"^blocks\.(\d+)", None),
-                (r"^cls_token", (depth,)),
-                (r"^pool", (99998,)),
-                (r"^head", (99999,)),
+            "stem": r"^projectors|^patch_encoder\.cls_token",
+            "patch_encoder": [
+                (r"^patch_encoder\.blocks" if coarse else r"^patch_encoder\.blocks\.(\d+)", None),
+                (r"^patch_encoder\.norm|^cls_token", join),
             ],
+            "blocks": r"^blocks" if coarse else r"^blocks\.(\d+)",
+            "pool": [(r"^pool", None), (r"^head", join)],
         }
 
     # ---- from inputs to tokens ----
 
-    def _pieces_of(self, like: Tensor) -> int:
+    def _memory_of(self, like: Tensor) -> int:
         return self.memory or (ON_CPU if like.device.type == "cpu" else ELSEWHERE)
 
     def _sub_patches(self, name: str, data: Mapping[str, Any], patch_size: int, patches: int) -> Tensor:
         """The vectors of an input's sub-patches, patch by patch: (B * n * n, s, D)."""
         one, x = INPUTS[name], data[name]
-        projector = self.projectors[_module_name(name)]
+        projector = self.projectors[module_name(name)]
         mask = data.get(f"{name}_mask")
         check_values(name, x, mask)
         if not one.series:
             return projector(x, patches)
         made = projector(
-            x, days(name, data), mask, memory=self._pieces_of(x), checkpointing=self.grad_checkpointing and self.training
+            x,
+            days(name, data),
+            mask,
+            memory=self._memory_of(x),
+            checkpointing=self.grad_checkpointing and self.training,
         )
         if name == "modis":
             return made
@@ -416,13 +391,12 @@ class AnySat(StrictLoading):
         """
         x = self._sub_patches(name, data, patch_size, patches)
         side = math.isqrt(x.shape[1])
-        positions = self.tables.positions(self.embed_dim, side, INPUTS[name].cell, 1, x)
-        buckets = self.tables.buckets(side, 1, 1, x)
-        limit = self._pieces_of(x) // (3 * self.embed_dim * x.element_size())
+        positions = position_table(self.embed_dim, side, INPUTS[name].cell, 1, x.device, x.dtype)
+        buckets = bucket_table(side, 1, 1, x.device, torch.int64)
+        limit = self._memory_of(x) // (3 * self.embed_dim * x.element_size())
+        remember = self.grad_checkpointing and self.training
         made = [
-            self.patch_encoder(
-                part, positions, buckets, whole=whole, checkpointing=self.grad_checkpointing and self.training
-            )
+            self.patch_encoder(part, positions, buckets, whole=whole, checkpointing=remember)
             for part in x.split(pieces(len(x), x.shape[1] + 1, limit))
         ]
         return torch.cat(made) if len(made) > 1 else made[0]
@@ -435,7 +409,9 @@ class AnySat(StrictLoading):
             if patch_size is not None and patch_size != 10 * scale:
                 raise InputError(f"scale {scale} means a patch size of {10 * scale} m, but {patch_size} m is given too")
             patch_size = 10 * scale
-        names, patch_size, patches = check(data, patch_size or self.patch_size, self.inputs)
+        if patch_size is None:
+            patch_size = self.patch_size
+        names, patch_size, patches = check(data, patch_size, self.inputs)
         if patches**2 > MANY_PATCHES:
             _warn_many(patches, patch_size)
         batch = len(data[names[0]])
@@ -448,12 +424,12 @@ class AnySat(StrictLoading):
             if name == "modis":
                 modis = [vectors]
             else:
-                positions = self.tables.positions(self.embed_dim, patches, patch_size / CELL, 0, vectors)
-                tokens.append(vectors + positions)
+                place = (self.embed_dim, patches, patch_size / CELL, 0)
+                tokens.append(vectors + position_table(*place, vectors.device, vectors.dtype))
         first = self.cls_token.to(tokens[0].dtype).expand(batch, -1, -1)
         return [first, *modis, *tokens], kept, patch_size, patches
 
-    def _blocks(self, tokens: Tensor) -> Any:
+    def run_blocks(self, tokens: Tensor) -> Any:
         """The tokens after each block in turn."""
         for block in self.blocks:
             remember = self.grad_checkpointing and self.training
@@ -462,8 +438,9 @@ class AnySat(StrictLoading):
 
     def _ask(self, tokens: Tensor, patch_size: int, patches: int, *, prefix: int, inputs: int, tile: bool) -> Tensor:
         """The pooling block: (B, 1 + n * n, D), or with ``tile`` (B, 1, D)."""
-        positions = self.tables.positions(self.embed_dim, patches, patch_size / CELL, prefix, tokens)
-        buckets = self.tables.buckets(patches, prefix, inputs, tokens)
+        place = (self.embed_dim, patches, patch_size / CELL, prefix)
+        positions = position_table(*place, tokens.device, tokens.dtype)
+        buckets = bucket_table(patches, prefix, inputs, tokens.device, torch.int64)
         if tile:
             return self.pool(tokens, positions[:, :1], buckets[:1])
         if prefix > 1:  # nothing is asked in modis' place
@@ -477,7 +454,7 @@ class AnySat(StrictLoading):
         parts, kept, patch_size, patches = self._tokens(data, patch_size, scale, keep)
         prefix = sum(part.shape[1] == 1 for part in parts[:2]) if "modis" in data else 1
         tokens = torch.cat(parts, dim=1)
-        for tokens in self._blocks(tokens):  # noqa: B020 - the last is what counts
+        for tokens in self.run_blocks(tokens):  # noqa: B007, B020 - the last is what counts
             pass
         asked = self._ask(tokens, patch_size, patches, prefix=prefix, inputs=len(parts) - prefix, tile=tile)
         return asked, kept, patches
@@ -523,7 +500,7 @@ class AnySat(StrictLoading):
         prefix = 2 if "modis" in data else 1
         made = []
         tokens = torch.cat(parts, dim=1)
-        for tokens in self._blocks(tokens):  # noqa: B020 - each in turn
+        for tokens in self.run_blocks(tokens):  # noqa: B020 - each in turn
             made.append(tokens[:, prefix:].unflatten(1, (-1, patches**2)).mean(dim=1))
         final = self._ask(tokens, size, patches, prefix=prefix, inputs=len(parts) - prefix, tile=False)
         made.append(final[:, 1:])
@@ -577,8 +554,10 @@ class AnySat(StrictLoading):
         return maps if kept is None or keep is None else _dense(maps, kept, INPUTS[keep], order)
 
     def _dense_of(self, data: Mapping[str, Any], wanted: str | None) -> str:
-        names = [name for name in data if name in self.inputs and name != "modis"]
-        if wanted is None and names:
+        names = [name for name in data if name in self.inputs and name != "modis"] if isinstance(data, Mapping) else []
+        if not names:  # what is missing is told with the other inputs' faults
+            return wanted or ""
+        if wanted is None:
             return names[0]
         if wanted not in names:
             raise InputError(
@@ -596,22 +575,21 @@ class AnySat(StrictLoading):
     def adapt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Take this model's part of the file, and of that this model's inputs; see ``StrictLoading.adapt``."""
         parts = sorted({name.partition(".")[0] for name in tensors if name.startswith(PARTS)})
-        if parts and self.part is None:
+        part = parts[0] if len(parts) == 1 and self.part is None else self.part
+        if parts and part is None:
             raise WeightsError(
                 f"the file holds more than one encoder ({', '.join(parts)}): create the model by a tag, "
                 "anysat_base.student or anysat_base.teacher, or with part='student' or 'teacher'"
             )
+        if parts and part not in parts:
+            raise WeightsError(f"the file holds no {part}, only a {parts[0]}: create the model with part='{parts[0]}'")
         if parts:
-            start = f"{self.part}."
+            start = f"{part}."
             tensors = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
         elif self.part is not None:
             _logger.info("the file holds one encoder only: it is taken for the %s", self.part)
-        left_out = tuple(f"projectors.{_module_name(name)}." for name in INPUTS if name not in self.inputs)
+        left_out = tuple(f"projectors.{module_name(name)}." for name in INPUTS if name not in self.inputs)
         return {name: t for name, t in tensors.items() if not name.startswith(left_out or ("\0",))}, {}
-
-
-def _module_name(name: str) -> str:
-    return name.replace("-", "_")  # graphs name their parts by it
 
 
 def _one_of(what: str, value: Any, known: Sequence[Any]) -> Any:
@@ -639,117 +617,6 @@ def _dense(maps: Tensor, subs: Tensor, one: Input, order: str) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Key table: official checkpoint -> ours
-# ---------------------------------------------------------------------------------------------------------------
-
-PARTS = ("student.", "teacher.")
-# The whole pretraining state: what comes before the names of an encoder. Its predictor is not needed for features.
-STATE = {"model.encoder.": "student.", "encoder.": "student.", "target_encoder.": "teacher."}
-PREDICTOR = re.compile(r"(model\.)?(predictor\..+|masked_token)")
-PROJECTOR = re.compile(r"projector_([\w-]+)\.(.+)")
-IN_IMAGE = {
-    "patch_embed.": "embed.", "mlp.0.": "fc1.", "mlp.1.": "norm1.", "mlp.3.": "fc2.", "mlp.4.": "norm2.",
-}  # fmt: skip
-IN_SERIES = {
-    **{f"patch_embed.inconv.{4 * i}.": f"layers.{i}.linear." for i in range(5)},
-    **{f"patch_embed.inconv.{4 * i + 1}.": f"layers.{i}.norm." for i in range(5)},
-    "patch_embed.in_norm.": "in_norm.",
-    "patch_embed.attention_heads.Q": "query",
-    "patch_embed.attention_heads.fc1_k.weight": "key.weight",
-    "patch_embed.attention_heads.fc1_k.bias": "key_bias",
-    "patch_embed.mlp.0.": "out.linear.",
-    "patch_embed.mlp.1.": "out.norm.",
-    "patch_embed.out_norm.": "out_norm.",
-    "pad_parameter": "pad",
-}  # fmt: skip
-IN_BLOCK = r"(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
-PATCH_BLOCK = re.compile(rf"spatial_encoder\.predictor_blocks\.(\d+)\.({IN_BLOCK})")
-PATCH_DISTANCE = re.compile(r"spatial_encoder\.predictor_blocks\.(\d+)\.attn\.rpe_k\.lookup_table_weight")
-BLOCK = re.compile(rf"blocks\.\d+\.{IN_BLOCK}")
-POOL = re.compile(r"blocks\.(\d+)\.(?:attn\.(q_learned|wk|wv|proj|rpe_k)\.?|(norm1|norm2|mlp\.fc1|mlp\.fc2)\.)(.*)")
-SINGLE = {
-    "cls_token": "cls_token",
-    "spatial_encoder.cls_token": "patch_encoder.cls_token",
-    "spatial_encoder.predictor_norm.weight": "patch_encoder.norm.weight",
-    "spatial_encoder.predictor_norm.bias": "patch_encoder.norm.bias",
-}
-
-
-def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The public code's encoder, or the whole state of its pretraining, to our names; our own names are kept.
-
-    Of a whole state come "student." and "teacher." with an encoder behind each.
-
-    Raises:
-        WeightsError: a name that is neither in the table nor one of the predictor's.
-    """
-    if any(name.startswith(("projectors.", *(f"{part}projectors." for part in PARTS))) for name in tensors):
-        return dict(tensors)  # ours: what does not fit is found when the model is filled
-    ours: dict[str, Tensor] = {}
-    unknown = []
-    encoders: dict[str, dict[str, Tensor]] = {}
-    for official, tensor in tensors.items():
-        start = next((start for start in STATE if official.startswith(start)), "")
-        if start:
-            encoders.setdefault(STATE[start], {})[official.removeprefix(start)] = tensor
-        elif PREDICTOR.fullmatch(official) and any(name.startswith(tuple(STATE)) for name in tensors):
-            continue
-        else:
-            encoders.setdefault("", {})[official] = tensor
-    for part, encoder in encoders.items():
-        mapped, strange = _encoder_from_official(encoder)
-        ours |= {f"{part}{name}": tensor for name, tensor in mapped.items()}
-        unknown += strange
-    if unknown:
-        raise WeightsError(
-            f"{len(unknown)} tensors are not of an AnySat checkpoint: {', '.join(sorted(unknown)[:10])}"
-        )
-    return ours
-
-
-def _encoder_from_official(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    ours: dict[str, Tensor] = {}
-    unknown = []
-    # the pooling block is the last one, whatever the depth
-    last = next((m[1] for name in tensors if (m := POOL.fullmatch(name)) and m[2] == "q_learned"), "")
-    keys: dict[str, Tensor] = {}
-    for official, tensor in tensors.items():
-        name = _our_name(official, last)
-        if name is None:
-            unknown.append(official)
-        elif name.startswith("pool.w"):
-            keys[name] = tensor
-        else:
-            ours[name] = tensor.squeeze(0) if name.endswith("distance") else tensor
-    for kind in ("weight", "bias"):
-        pair = [keys[name] for name in (f"pool.wk.{kind}", f"pool.wv.{kind}") if name in keys]
-        if len(pair) == 2:
-            ours[f"pool.kv.{kind}"] = torch.cat(pair)
-        elif pair:
-            unknown += [name for name in keys if name.endswith(kind)]
-    return ours, unknown
-
-
-def _our_name(official: str, last: str) -> str | None:
-    if official in SINGLE:
-        return SINGLE[official]
-    if match := PROJECTOR.fullmatch(official):
-        if match[1] not in INPUTS:
-            return None
-        table = IN_SERIES if INPUTS[match[1]].series else IN_IMAGE
-        start = next((start for start in table if match[2].startswith(start)), None)
-        return start and f"projectors.{_module_name(match[1])}.{table[start]}{match[2].removeprefix(start)}"
-    if match := PATCH_BLOCK.fullmatch(official):
-        return f"patch_encoder.blocks.{match[1]}.{match[2]}"
-    if match := PATCH_DISTANCE.fullmatch(official):
-        return f"patch_encoder.blocks.{match[1]}.attn.distance"
-    if last and (match := POOL.fullmatch(official)) and match[1] == last:
-        single = {"q_learned": "query", "rpe_k": "distance"}.get(match[2])
-        return f"pool.{single}" if single else f"pool.{match[2] or match[3]}.{match[4]}"
-    return official if BLOCK.fullmatch(official) else None
-
-
-# ---------------------------------------------------------------------------------------------------------------
 # Weight records
 # ---------------------------------------------------------------------------------------------------------------
 
@@ -757,8 +624,8 @@ _PAPER: dict[str, Any] = dict(
     layout=AnySat.layout,
     licence="mit",
     paper="arXiv:2412.14123",
-    citation="Astruc, Gonthier, Mallet, Landrieu: AnySat: One Earth Observation Model for Many Resolutions, Scales, and "
-    "Modalities, CVPR 2025",
+    citation="Astruc, Gonthier, Mallet, Landrieu: AnySat: One Earth Observation Model for Many Resolutions, Scales, "
+    "and Modalities, CVPR 2025",
     sensors=("S2", "AERIAL", "SPOT", "NAIP", "S1", "ALOS", "L7", "L8", "MODIS"),
     # s2 first: what is shown where there is room for one
     inputs={name: INPUTS[name].order for name in ("s2", *(name for name in INPUTS if name != "s2"))},
@@ -821,7 +688,14 @@ default_cfgs = generate_default_cfgs(
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> AnySat:
+@functools.cache
+def _say_flash() -> None:
+    _logger.info("flash_attn is ignored: torch's scaled_dot_product_attention takes the fastest way there is")
+
+
+def _create(variant: str, pretrained: bool, flash_attn: bool | None = None, **kwargs: Any) -> AnySat:
+    if flash_attn is not None:  # in the calls of the public code's documentation
+        _say_flash()
     record = record_of(variant, kwargs.get("pretrained_cfg"))
     tag = record.name.partition(".")[2] if record else ""
     if f"{tag}." in PARTS:

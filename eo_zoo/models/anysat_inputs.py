@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eo_zoo import dates
+from eo_zoo import dates, sensors
 from eo_zoo.errors import InputError, nearest
 
 CELL = 10.0  # metres; patch sizes are multiples of it
@@ -99,7 +99,9 @@ def check(data: Mapping[str, Any], patch_size: int | None, known: Sequence[str])
         _check_one(name, data)
     sizes = {name: len(data[name]) for name in names}
     if len(set(sizes.values())) > 1:
-        raise InputError(f"the inputs hold different numbers of samples: {_listed(sizes)}")
+        raise InputError(
+            f"the inputs hold different numbers of samples: {_listed(sizes)}; give the same tiles in each of them"
+        )
     extents = {name: round(data[name].shape[-1] * INPUTS[name].gsd, 6) for name in names if name != "modis"}
     if not extents:
         raise InputError("modis goes with others only (one pixel covers the tile): give at least one more input")
@@ -125,11 +127,12 @@ def _names(data: Mapping[str, Any], known: Sequence[str]) -> list[str]:
     for key in data:
         name = key.removesuffix("_dates").removesuffix("_mask") if isinstance(key, str) else key
         if name not in known:
-            raise InputError(f"unknown input {key!r}. {nearest(str(name), known)}")
+            companions = [f"{one}_{what}" for one in known if INPUTS[one].series for what in ("dates", "mask")]
+            raise InputError(f"unknown input {key!r}. {nearest(str(key), [*known, *companions])}")
         if key != name and not INPUTS[name].series:
             raise InputError(f"{key}: {name} is a single image and has none; leave it out")
         if name not in names:
-            raise InputError(f"{key} is given without {name}")
+            raise InputError(f"{key} is given without {name}: give both or none of them")
     if not names:
         raise InputError(f"the dict is empty: give at least one of {', '.join(known)}")
     return names
@@ -143,13 +146,18 @@ def _check_one(name: str, data: Mapping[str, Any]) -> None:
     if x.ndim != (5 if one.series else 4):
         raise InputError(f"{name} has the shape {found}, expected {one.shape}")
     if found[-3] != one.channels:
-        raise InputError(f"{name} has {found[-3]} channels, expected {one.channels}: {one.shape}")
+        bands = ", ".join(sensors.get_band(band).sensor_name for band in sensors.get_order(one.order))
+        raise InputError(f"{name} has {found[-3]} channels, expected {one.channels}: {bands}, as {one.shape}")
     if found[-1] != found[-2]:
-        raise InputError(f"{name} is {found[-2]} x {found[-1]} pixels, expected a square image")
+        least = min(found[-2:])
+        raise InputError(
+            f"{name} is {found[-2]} x {found[-1]} pixels, expected a square image: crop it, for example to {least} x "
+            f"{least}"
+        )
     if 0 in found:
-        raise InputError(f"{name} is empty: its shape is {found}")
+        raise InputError(f"{name} is empty: its shape is {found}; leave it out where there is nothing")
     if not x.is_floating_point():
-        raise InputError(f"{name} holds {x.dtype}: normalise first, for example with eo_zoo.create_transform")
+        raise InputError(f"{name} holds {x.dtype}, expected floats: normalise first, as eo_zoo.create_transform does")
     if name == "modis" and found[-1] != 1:
         raise InputError(f"modis is {found[-2]} x {found[-1]} pixels, expected 1 x 1: one pixel covers the tile")
     if one.series:
@@ -162,8 +170,8 @@ def _check_companions(name: str, data: Mapping[str, Any]) -> None:
         raise InputError(f"{name} is a time series: give {name}_dates too, {tuple(x.shape[:2])} days of the year")
     if isinstance(day, Tensor) and day.shape != x.shape[:2]:
         raise InputError(
-            f"{name}_dates has the shape {tuple(day.shape)}, expected {tuple(x.shape[:2])}: a day for each date of each "
-            "sample"
+            f"{name}_dates has the shape {tuple(day.shape)}, expected {tuple(x.shape[:2])}: a day for each date of "
+            "each sample"
         )
     if mask is None:
         return
@@ -171,19 +179,23 @@ def _check_companions(name: str, data: Mapping[str, Any]) -> None:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise InputError(f"{name}_mask holds {kind}, expected a bool tensor that is True where a value is valid")
     if mask.shape not in (x.shape, x[:, :, :1].shape):
-        raise InputError(f"{name}_mask has the shape {tuple(mask.shape)}, expected that of {name}, {tuple(x.shape)}")
+        raise InputError(
+            f"{name}_mask has the shape {tuple(mask.shape)}, expected that of {name}, {tuple(x.shape)}, or with one "
+            "channel"
+        )
 
 
 def _patches(patch_size: int, extent: float, step: int, names: Sequence[str]) -> int:
+    if not isinstance(patch_size, (int, float)):
+        raise InputError(f"patch_size is {patch_size!r}, expected a number of metres")
     sizes = fitting(extent, step)
-    coarse = [name for name in names if name != "modis" and INPUTS[name].cell == step > CELL]
-    reason = f" (with {' and '.join(coarse)}, whose pixels are {step} m)" if coarse else ""
-    if not sizes:
-        raise InputError(
-            f"the inputs cover {extent:g} m, of which no multiple of {step} m is a part{reason}: crop them to a "
-            f"multiple of {step} m"
-        )
+    if not sizes:  # images alone: series always cover a multiple of their pixels
+        whole = extent // step * step
+        advice = f"crop them to {whole:g} m" if whole else f"give at least {step} m"
+        raise InputError(f"the inputs cover {extent:g} m, expected a multiple of {step} m: {advice}")
     if patch_size not in sizes:
+        coarse = [name for name in names if name != "modis" and INPUTS[name].cell == step > CELL]
+        reason = f" (with {' and '.join(coarse)}, whose pixels are {step} m)" if coarse else ""
         raise InputError(
             f"a patch size of {patch_size} m does not fit: expected a multiple of {step} m{reason} that divides the "
             f"extent of {extent:g} m: {', '.join(map(str, sizes))}"

@@ -32,8 +32,8 @@ from eo_zoo.weights.cache import cache_root
 from eo_zoo.weights.checkpoint import check_fit, read
 
 __all__ = [
-    "RECORDS", "UNPUBLISHED", "Origin", "Record", "Task", "cache_root", "check_fit", "is_cached", "load", "pinned", "read",
-    "register",
+    "RECORDS", "UNPUBLISHED", "Origin", "Record", "Task", "cache_root", "check_fit", "is_cached", "load", "pinned",
+    "read", "register", "require_published",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -160,6 +160,15 @@ def pinned(record: Record, *, cache_dir: str | Path | None = None) -> dict[str, 
     return cache.read_pin(cache_root(cache_dir), record)
 
 
+def require_published(record: Record) -> None:
+    """Raise InputError where nobody has given out weights of the record's architecture."""
+    if not record.source:
+        raise InputError(
+            f"no weights are published for {record.name.partition('.')[0]}: pretrained=False gives random ones, and "
+            "weights=PATH loads your own"
+        )
+
+
 def is_cached(record: Record, *, layout: str, cache_dir: str | Path | None = None) -> bool:
     """Whether `load` finds the record's tensors in the cache, with nothing to fetch or to convert."""
     return _cached(cache_root(cache_dir), record, layout) is not None
@@ -191,11 +200,7 @@ def load(
     root = cache_root(cache_dir)
     if not isinstance(source, Record):
         return _load_file(root, Path(source).expanduser(), mapping, layout)
-    if not source.source:
-        raise InputError(
-            f"no weights are published for {source.name.partition('.')[0]}: pretrained=False gives random ones, and "
-            "weights=PATH loads your own"
-        )
+    require_published(source)
     if source.layout not in ("", layout):
         raise WeightsError(f"{source.name} has the layout '{source.layout}', this model reads '{layout}'")
     if cached := _cached(root, source, layout):

@@ -13,7 +13,7 @@ from torch.nn.functional import gelu, interpolate, layer_norm, linear
 import eo_zoo
 from eo_zoo import registry, sensors, weights
 from eo_zoo.errors import InputError, WeightsError
-from eo_zoo.models.smarties import sincos_positions
+from eo_zoo.layers.positions import sincos_positions
 from eo_zoo.models.smarties_tasks import half_mix
 from tests.procedural import forge, manifest, uniform, weight
 

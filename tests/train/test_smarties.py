@@ -7,7 +7,7 @@ import timm
 import torch
 
 from eo_zoo.errors import InputError, WeightsError
-from eo_zoo.models.smarties import sincos_positions
+from eo_zoo.layers.positions import sincos_positions
 from eo_zoo.train.smarties import SmartiesMaskedAutoencoder, repeat_bands
 from tests.procedural import PARITY, forge, manifest, uniform
 
