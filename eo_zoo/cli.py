@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,20 +19,33 @@ from eo_zoo.errors import DownloadError, InputError, MissingExtra
 from eo_zoo.options import (
     AsJson,
     Bands,
+    BandsOf,
     Box,
     BoxCrs,
     Cache,
+    DatePattern,
     Device,
     Dtype,
+    End,
+    Inputs,
+    Masks,
+    MaxDates,
+    MaxProbability,
     Name,
     Nodata,
+    NodataOf,
     Offset,
+    OffsetOf,
     Overwrite,
     Quiet,
     Resolution,
+    SclInvalid,
     Sensor,
+    Start,
     Stats,
+    StatsOf,
     Units,
+    UnitsOf,
     Weights,
 )
 
@@ -42,6 +56,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+KINDS = ("tile", "patch", "dense")  # what a model of several inputs can be asked for
 out = Console()
 err = Console(stderr=True)
 
@@ -94,8 +109,13 @@ def info(name: Name, as_json: AsJson = False) -> None:
     facts["bands"] = ", ".join(_band(band) for band in facts["bands"])
     facts["statistics"] = ", ".join(f"{sensor}: {own['name']}" for sensor, own in facts["statistics"].items())
     facts.pop("weights")
+    if facts["inputs"]:
+        facts.pop("accepts")
+        facts["inputs"] = "\n".join(f"{key}: {', '.join(own['bands'])}" for key, own in facts["inputs"].items())
     facts["size"] = f"{facts['size']:,} bytes" if facts["size"] else "not published"
-    if not facts["sha256"]:
+    if not facts["source"]:
+        facts |= {"source": "none: no weights are published, only random ones can be made", "size": None}
+    elif not facts["sha256"]:
         checked = "the md5" if facts["md5"] else "the Hub's own"
         facts["sha256"] = f"not published: {checked} is checked, and it is pinned at first use"
     facts["gsd"] = ", ".join(f"{sensor}: {_span(*span)}" for sensor, span in facts["gsd"].items())
@@ -142,32 +162,62 @@ def download(
 
 @app.command()
 def embed(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="INPUT", help="GeoTIFF, folder of band files, or STAC item (path or URL)."),
+    output: Annotated[
+        list[str],
+        typer.Option(
+            "--output",
+            "-o",
+            help="OUT.tif; OUT.npy or OUT.json for one vector. Of several inputs also what: tile (a vector), patch or "
+            "dense, as --output dense -o OUT.tif.",
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="OUT.tif; OUT.npy or OUT.json with --pool.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="INPUT", help="GeoTIFF, folder of band files, or STAC item (path or URL)."),
+    ] = None,
+    inputs: Inputs = None,
     model: Annotated[str, typer.Option("--model", "-m", help="Model, with or without tag.")] = "smarties_vit_nano",
     weights: Weights = None,
     cache_dir: Cache = None,
     sensor: Sensor = None,
-    bands: Bands = None,
+    bands: BandsOf = None,
     bbox: Box = None,
     bbox_crs: BoxCrs = None,
     resolution: Resolution = None,
-    units: Units = None,
-    boa_offset: Offset = None,
-    nodata: Nodata = None,
-    stats: Stats = None,
+    units: UnitsOf = None,
+    boa_offset: OffsetOf = None,
+    nodata: NodataOf = None,
+    stats: StatsOf = None,
     layer: Annotated[
         int | None, typer.Option(help="Block or stage, from 0, whose map is written; the last if not given.")
     ] = None,
     pool: Annotated[
         str | None, typer.Option(help="One vector for the input instead of a map: token or avg (MaRS: avg).")
     ] = None,
-    overlap: Annotated[int | None, typer.Option(help="Pixels that tiles overlap; half a tile if not given.")] = None,
+    patch_size: Annotated[
+        int | None, typer.Option(help="Several inputs: metres a side of a patch; the smallest if not given.")
+    ] = None,
+    output_modality: Annotated[
+        str | None, typer.Option(help="KEY of the input whose sub-patches a dense map has; the first if not given.")
+    ] = None,
+    tile: Annotated[
+        float | None, typer.Option(help="Several inputs: metres a side of a tile; at most 16 patches if not given.")
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(help="Pixels (several inputs: metres) that tiles overlap; half a tile if not given.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Data set whose band orders and statistics hold, as TreeSatAI-TS.")
+    ] = None,
+    date_pattern: DatePattern = None,
+    start: Start = None,
+    end: End = None,
+    max_dates: MaxDates = None,
+    masks: Masks = None,
+    scl_invalid: SclInvalid = None,
+    max_probability: MaxProbability = None,
     min_valid: Annotated[float, typer.Option(help="Least share of valid values a patch needs, 0 to 1.")] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="Tiles at a time.")] = 8,
+    batch_size: Annotated[int | None, typer.Option(help="Tiles at a time: 8, of several inputs 1.")] = None,
     device: Device = None,
     dtype: Dtype = "float32",
     out_dtype: Annotated[str, typer.Option(help="float32 or float16 in the output.")] = "float32",
@@ -178,27 +228,45 @@ def embed(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Embed a scene: raster in, georeferenced raster of embeddings out."""
+    """Embed a scene, or several inputs of one place: rasters in, georeferenced raster of embeddings out."""
     from eo_zoo import geo
 
+    kinds, paths = ([one for one in output if (one in KINDS) == is_kind] for is_kind in (True, False))
+    if len(paths) != 1 or len(kinds) > 1:
+        raise InputError(
+            f"--output is {', '.join(output)}: expected one file's name, and beside it no more than one of "
+            f"{', '.join(KINDS)}"
+        )
     result = geo.embed_raster(
-        source,
+        _inputs(source, inputs),
         model,
-        output,
+        Path(paths[0]),
+        output=kinds[0] if kinds else None,
         weights=weights,
         cache_dir=cache_dir,
         sensor=sensor,
-        bands=_names(bands),
+        bands=_by_key("bands", bands, _split),
         bbox=bbox,
         bbox_crs=bbox_crs,
         resolution=resolution,
-        units=units,
-        boa_offset=boa_offset,
-        nodata=nodata,
-        stats=stats,
+        units=_by_key("units", units, str),
+        boa_offset=_by_key("boa_offset", boa_offset, float),
+        nodata=_by_key("nodata", nodata, float),
+        stats=_by_key("stats", stats, str),
         layer=layer,
         pool=pool,
+        patch_size=patch_size,
+        output_modality=output_modality,
+        tile=tile,
         overlap=overlap,
+        preset=preset,
+        date_pattern=date_pattern,
+        start=start,
+        end=end,
+        max_dates=max_dates,
+        masks=masks,
+        scl_invalid=_classes(scl_invalid),
+        max_probability=max_probability,
         min_valid=min_valid,
         batch_size=batch_size,
         device=device,
@@ -305,14 +373,131 @@ def predict(
         out.print(result.summary(top), highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command()
+def stats(
+    output: Annotated[Path, typer.Option("--output", "-o", help="STATS.json, which --stats takes.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="INPUT...", help="Images of one sensor: GeoTIFFs, folders of band files, STAC items."),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="KEY=INPUT, for a model that takes several, as often as needed: an image, a series, a folder of "
+            "images or a 'pattern*.tif'.",
+        ),
+    ] = None,
+    sensor: Sensor = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Data set whose band orders and units hold, as TreeSatAI-TS.")
+    ] = None,
+    target_units: Annotated[
+        str | None, typer.Option(help="Units of the statistics; the preset's or the sensor's if not given.")
+    ] = None,
+    clip: Annotated[
+        bool,
+        typer.Option("--clip", help="Also percentiles to clip at, as SMARTIES was trained with, AnySat and MaRS not."),
+    ] = False,
+    bands: BandsOf = None,
+    units: UnitsOf = None,
+    boa_offset: OffsetOf = None,
+    nodata: NodataOf = None,
+    date_pattern: DatePattern = None,
+    start: Start = None,
+    end: End = None,
+    max_dates: MaxDates = None,
+    masks: Masks = None,
+    scl_invalid: SclInvalid = None,
+    max_probability: MaxProbability = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compute each band's mean and standard deviation over rasters, in the form that --stats takes."""
+    from eo_zoo import geo
+
+    if bool(sources) == bool(inputs):
+        raise InputError("give images of one sensor, as tile1.tif tile2.tif --sensor AERIAL, or --input KEY=INPUT")
+    found = geo.raster_statistics(
+        sources or _lists(inputs or []),
+        output,
+        sensor=sensor,
+        preset=preset,
+        target_units=target_units,
+        clip=clip,
+        bands=_by_key("bands", bands, _split),
+        units=_by_key("units", units, str),
+        boa_offset=_by_key("boa_offset", boa_offset, float),
+        nodata=_by_key("nodata", nodata, float),
+        date_pattern=date_pattern,
+        start=start,
+        end=end,
+        max_dates=max_dates,
+        masks=masks,
+        scl_invalid=_classes(scl_invalid),
+        max_probability=max_probability,
+        overwrite=overwrite,
+        progress=False if quiet else None,
+        report=_reporter(quiet),
+    )
+    if as_json:
+        _print_json({name: own.to_dict() for name, own in found.items()})
+    elif not quiet:
+        for name, own in found.items():
+            for band, mean, std in zip(own.bands, own.mean, own.std, strict=True):
+                out.print(f"{name} {band}: mean {mean:.6g}, std {std:.6g}", highlight=False, soft_wrap=True)
+        out.print(f"{output}: statistics of {', '.join(found)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _lists(inputs: list[str]) -> dict[str, list[str]]:
+    """The inputs by key, each as often as it is given."""
+    lists: dict[str, list[str]] = {}
+    for text in inputs:
+        key, _, source = text.partition("=")
+        if not source:
+            raise InputError(f"--input is '{text}', expected KEY=INPUT, as s2=folder")
+        lists.setdefault(key, []).append(source)
+    return lists
+
+
 def _names(text: str | None) -> list[str] | None:
-    return [name.strip() for name in text.split(",")] if text is not None else None
+    return _split(text) if text is not None else None
+
+
+def _split(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _by_key(option: str, texts: list[str] | None, kind: Callable[[str], Any]) -> Any:
+    """An option's one value, or its values by input, where all are KEY=VALUE."""
+    if not texts:
+        return None
+    option = f"--{option.replace('_', '-')}"
+    found = [
+        match.groups() if (match := re.fullmatch(r"([a-z][a-z0-9-]*)=(.+)", text)) else ("", text) for text in texts
+    ]
+    keys = [key for key, _ in found]
+    if len(set(keys)) < len(keys) or ("" in keys and len(keys) > 1):
+        raise InputError(f"{option} is given more than once: give it for each input as KEY=VALUE, as s2=...")
+    try:
+        values = {key: kind(text) for key, text in found}
+    except ValueError as error:
+        raise InputError(f"{option} is {', '.join(texts)}, expected a number, or KEY=NUMBER") from error
+    return values.get("", values)
+
+
+def _classes(text: str | None) -> list[int] | None:
+    try:
+        return [int(one) for one in _split(text)] if text is not None else None
+    except ValueError as error:
+        raise InputError(f"--scl-invalid is {text}, expected numbers of classes with commas, as 3,8,9") from error
 
 
 def _inputs(source: str | None, inputs: list[str] | None) -> str | dict[str, str]:
     """INPUT, or the inputs by sensor."""
     if (source is None) == (not inputs):
-        raise InputError("give one INPUT, or --input SENSOR=INPUT for each sensor of a model that takes several")
+        raise InputError("give one INPUT, or --input SENSOR=INPUT for each input of a model that takes several")
     if source is not None:
         return source
     pairs = [text.partition("=") for text in inputs or []]

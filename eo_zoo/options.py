@@ -42,3 +42,64 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU 
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16 inside the model.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
+
+# Of several inputs, a value each: KEY=VALUE, as often as needed.
+BandsOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bands",
+        help="Band names, with commas: all of a multi-band file's in order, - for one not to be used; or a choice from "
+        "a folder or item. Of several inputs KEY=NAMES.",
+    ),
+]
+UnitsOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--units",
+        help="What the stored numbers are: dn, reflectance, db, linear, uint8. Of several inputs KEY=UNITS, as "
+        "s1-asc=linear.",
+    ),
+]
+OffsetOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--boa-offset",
+        help="Added to digital numbers, -1000 for Sentinel-2 since baseline 04.00. Of several inputs KEY=OFFSET.",
+    ),
+]
+NodataOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--nodata",
+        help="Stored value that means missing, where the files do not say. Of several inputs KEY=VALUE.",
+    ),
+]
+StatsOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stats",
+        help="Statistics to normalise by: a recorded set or a JSON file, which may hold those of several inputs; or "
+        "KEY=STATS.",
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("--input", help="SENSOR=INPUT, instead of INPUT and once for each, for a model that takes several."),
+]
+
+# How a time series is read.
+DatePattern = Annotated[
+    str | None, typer.Option(help="Date in the file names of a series, as %Y%m%d; found by itself where it is clear.")
+]
+Start = Annotated[str | None, typer.Option(help="First date of a series to use, as 2020-03-01.")]
+End = Annotated[str | None, typer.Option(help="Last date of a series to use.")]
+MaxDates = Annotated[int | None, typer.Option(help="Dates of a series to use at most, evenly spread.")]
+Masks = Annotated[
+    str | None, typer.Option(help="Cloud masks of a series: auto (what is found), scl or probability (required), off.")
+]
+SclInvalid = Annotated[
+    str | None, typer.Option(help="Classes of a scene classification that are masked, with commas; 0,1,3,8,9,10.")
+]
+MaxProbability = Annotated[
+    float | None, typer.Option(help="Cloud probability, 0 to 100, above which a pixel is masked; 50.")
+]

@@ -131,9 +131,9 @@ def download_all(name: str, *, cache_dir: str | Path | None = None) -> list[dict
         it failed), from ("fetched", "cache" or "package"), and error (None, or the sentence).
 
     Raises:
-        InputError: unknown name, or one of a single weight set.
+        InputError: unknown name, one of a single weight set, or of an architecture without published weights.
     """
-    get_record(name)
+    weights.require_published(get_record(name))
     if name not in list_models():
         raise InputError(f"'{name}' is one weight set: for all, give the architecture alone, {name.partition('.')[0]}")
     rows = []
@@ -187,6 +187,11 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _input(order: str) -> dict[str, Any]:
+    bands = [sensors.get_band(name).sensor_name for name in sensors.get_order(order)]
+    return {"sensor": sensors.sensor_of(order), "bands": bands}
+
+
 def info(model: str | nn.Module) -> dict[str, Any]:
     """Everything a user should know before using a weight set, as plain JSON-able values.
 
@@ -197,11 +202,12 @@ def info(model: str | nn.Module) -> dict[str, Any]:
     Returns:
         name, title, description, sensor (the default one, or all that are taken together), bands of it (name, the
         sensor's own name, wavelength in nm, metres per pixel), sensors, accepts (all bands it can take), units,
-        statistics (by sensor), gsd (by sensor: metres per pixel seen in training, lowest and highest), task (None for
-        features; else kind, classes in the order of the logits, data_set, method, metric, the paper's result in per
-        cent or None, and size, the pixels a side of the data set's images), licence, terms, citation, paper,
-        repository, trained_on, source, size (bytes), sha256, md5, parameters, weights. Size and hash are None where the
-        publisher's are not known and this machine has not pinned one at first use.
+        statistics (by sensor), inputs (of a model that takes a dict, by key: the sensor, and its names of the bands in
+        order), gsd (by sensor: metres per pixel seen in training, lowest and highest), task (None for features; else
+        kind, classes in the order of the logits, data_set, method, metric, the paper's result in per cent or None, and
+        size, the pixels a side of the data set's images), licence, terms, citation, paper, repository, trained_on,
+        source (empty where no weights are published), size (bytes), sha256, md5, parameters, weights. Size and hash are
+        None where the publisher's are not known and this machine has not pinned one at first use.
 
     Raises:
         InputError: unknown name; the message gives the nearest.
@@ -229,6 +235,7 @@ def info(model: str | nn.Module) -> dict[str, Any]:
         "accepts": list(record.accepts),
         "units": " and ".join(sensors.get_statistics(record.statistics[name]).units for name in used),
         "statistics": {name: sensors.get_statistics(own).to_dict() for name, own in record.statistics.items()},
+        "inputs": {key: _input(order) for key, order in record.inputs.items()},
         "gsd": dict(record.gsd),
         "task": dataclasses.asdict(record.task) | {"classes": list(record.task.classes)} if record.task else None,
         "licence": record.licence,

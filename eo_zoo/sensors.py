@@ -39,6 +39,7 @@ class Band:
     whose title names a data set, that of its files. Either is None where there is no single value (``red_1``
     of just any RGB image).
     ``common_name`` is STAC's; ``aliases`` are further names, among them NASA HLS's.
+    ``ratio_of`` names the two bands that this one is made of, by :func:`ratio`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Band:
     gsd: float | None = None
     common_name: str | None = None
     aliases: tuple[str, ...] = ()
+    ratio_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def _bands() -> dict[str, Band]:
     """Canonical name -> Band. A band means the same wherever it occurs, so sensors only name it."""
     bands = {}
     for name, facts in _data("sensors.json")["bands"].items():
-        lists = {key: tuple(facts[key]) for key in ("wavelength", "aliases") if key in facts}
+        lists = {key: tuple(facts[key]) for key in ("wavelength", "aliases", "ratio_of") if key in facts}
         bands[name] = Band(name, **{**facts, **lists})
     return bands
 
@@ -278,17 +280,69 @@ def get_statistics(name_or_path: str | Path) -> Statistics:
         values.pop("same_as", None)
         return Statistics.from_dict(values)
     path = Path(name_or_path)
+    values = _read_json(path)
+    if _is_several(values):
+        raise InputError(f"{path} holds statistics of several inputs, {', '.join(values)}: expected those of one")
+    return _of_file(values, path)
+
+
+def statistics_for(
+    stats: str | Path | Statistics | Mapping[str, Any], inputs: Mapping[str, Sequence[str]]
+) -> dict[str, Statistics]:
+    """Statistics for a model of several inputs, in the order of each input's bands.
+
+    Args:
+        stats: one set (a recorded name, a .json file, or an object), which holds for every input whose bands it has;
+            or one a named input: a mapping, or a .json file that holds such an object, as ``eo-zoo stats`` writes it.
+        inputs: canonical band names of each input.
+
+    Returns:
+        The inputs that ``stats`` speaks of, in the order of ``inputs``.
+
+    Raises:
+        InputError: an input of ``stats`` is unknown, bands of it are missing, or one set fits no input.
+    """
+    if (
+        isinstance(stats, (str, Path))
+        and str(stats).endswith(".json")
+        and _is_several(values := _read_json(Path(stats)))
+    ):
+        stats = {name: _of_file(own, Path(stats), name) for name, own in values.items()}
+    if not isinstance(stats, Mapping):
+        own = stats if isinstance(stats, Statistics) else get_statistics(stats)
+        found = {name: own.select(bands) for name, bands in inputs.items() if set(bands) <= set(own.bands)}
+        if not found:
+            raise InputError(
+                f"statistics '{own.name}' hold {', '.join(own.bands)}, which are all bands of none of the inputs "
+                f"{', '.join(inputs)}"
+            )
+        return found
+    unknown = next((name for name in stats if name not in inputs), None)
+    if unknown is not None:
+        raise InputError(f"statistics are given for '{unknown}', which is no input. {nearest(str(unknown), inputs)}")
+    given = {name: own if isinstance(own, Statistics) else get_statistics(own) for name, own in stats.items()}
+    return {name: given[name].select(bands) for name, bands in inputs.items() if name in given}
+
+
+def _is_several(values: Any) -> bool:
+    return isinstance(values, dict) and bool(values) and all(isinstance(own, dict) for own in values.values())
+
+
+def _read_json(path: Path) -> Any:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read as statistics: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file ({error})") from error
+
+
+def _of_file(values: Any, path: Path, name: str = "") -> Statistics:
     try:
         statistics = Statistics.from_dict(values)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return statistics if "name" in values else replace(statistics, name=path.stem)
+        raise InputError(f"{path}: {name and name + ': '}{error}") from error
+    return statistics if "name" in values else replace(statistics, name=name or path.stem)
 
 
 # ---- names and orders ----
@@ -334,6 +388,11 @@ def _list(names: Iterable[str], sensors: bool = False) -> str:
     return ", ".join(shown)
 
 
+def get_band(name: str, sensor: str | None = None) -> Band:
+    """The band that :func:`resolve` finds."""
+    return _bands()[resolve(name, sensor)]
+
+
 def resolve_bands(names: Sequence[str], sensor: str | None = None) -> tuple[str, ...]:
     """Canonical names of a list of bands, in its order; repeats are allowed. See :func:`resolve`."""
     # a set has no order, so it would be a guess
@@ -354,6 +413,15 @@ def get_order(name: str) -> tuple[str, ...]:
         InputError: there is none; the message holds the nearest names.
     """
     return _order(name)[0]
+
+
+def sensor_of(order: str) -> str:
+    """The sensor whose bands a named order holds: "AERIAL" for "anysat/aerial-flair".
+
+    Raises:
+        InputError: there is no such order; the message holds the nearest names.
+    """
+    return _order(order)[1] or ""
 
 
 def _order(names: str | Sequence[str], sensor: str | None = None) -> tuple[tuple[str, ...], str | None]:
@@ -417,6 +485,13 @@ def _channel_axis(x: Any, channels: int, dim: int) -> int:
             f"found {shape[dim]} channels along dim {dim} of shape {shape}, expected {channels}, one per band"
         )
     return dim % len(shape)
+
+
+def ratio(first: Array, second: Array) -> Array:
+    """A radar's ratio band from its two polarisations, torch or numpy, as AnySat was trained on: within +-10,000."""
+    # a TypeVar without bounds does not say that both kinds of array calculate alike
+    quotient: Any = first / (second + 1e-10)  # type: ignore[operator]
+    return quotient.clip(-1e4, 1e4)
 
 
 def normalize(x: Array, statistics: Statistics, *, dim: int = -3) -> Array:

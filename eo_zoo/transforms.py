@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eo_zoo import registry, sensors, weights
-from eo_zoo.errors import InputError
+from eo_zoo import dates, registry, sensors, weights
+from eo_zoo.errors import InputError, nearest
+from eo_zoo.presets import Preset, get_preset
+from eo_zoo.sensors import Statistics
+
+Bands = Sequence[str] | Mapping[str, str | Sequence[str]]
+Stats = str | Path | Statistics | Mapping[str, str | Path | Statistics]
 
 _logger = logging.getLogger(__name__)
 DOUBTFUL = 10.0  # dn; the darkest water has more, reflectance and normalised values have less
@@ -182,13 +187,115 @@ class Together(nn.Module):
         return made[..., [order.index(band) for band in range(bands)], :, :]
 
 
+class Inputs(nn.Module):
+    """Inputs by name, as a model of several takes them: bands in its order, normalised, with masks and days.
+
+    An input is (..., bands, H, W), tensor or array of any real type; a series, (..., T, bands, H, W), is one with
+    ``<name>_dates`` (datetimes, text or days of the year) and may have ``<name>_mask`` (bool, True: valid; 1 or all
+    bands). NaN and nodata are 0 afterwards, which of a series the mask tells.
+
+    Args:
+        orders: by input, canonical names of the bands that the model takes, in its order.
+        statistics: by input, of these bands; inputs without cannot be given.
+        bands: by input, canonical names of the data's bands in order; the model's order if not given, with or without
+            the ratio band, which is made where it is not there.
+        nodata: the number that means missing, of all inputs or by input.
+        differences: inputs whose ratio band is the difference of the two others, as they are in dB.
+    """
+
+    def __init__(
+        self,
+        orders: Mapping[str, tuple[str, ...]],
+        statistics: Mapping[str, Statistics],
+        *,
+        bands: Mapping[str, tuple[str, ...]] | None = None,
+        nodata: float | Mapping[str, float] | None = None,
+        differences: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        self.orders, self.bands, self.differences = dict(orders), dict(bands or {}), frozenset(differences)
+        self.nodata = dict(nodata) if isinstance(nodata, Mapping) else dict.fromkeys(orders, nodata)
+        self.normalize = nn.ModuleDict({name: Normalize(own) for name, own in statistics.items()})
+
+    def forward(self, data: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The same inputs in float32; of each series the mask of all values and the days of the year.
+
+        Raises:
+            InputError: an input that is unknown or has no statistics, other bands than expected, a mask or dates that
+                do not fit, or infinite values.
+        """
+        if not isinstance(data, Mapping):
+            raise InputError(f"expected a dict of inputs by name, {', '.join(self.orders)}; got {type(data).__name__}")
+        out: dict[str, Tensor] = {}
+        for key in data:
+            name, _, companion = str(key).rpartition("_")
+            if companion in ("dates", "mask") and name in data:
+                continue
+            if key not in self.orders:
+                raise InputError(f"unknown input '{key}'. {nearest(str(key), self.orders)}")
+            x = torch.as_tensor(data[key]).float()
+            bands = self._bands(key, x)
+            valid = self._valid(key, x, data.get(f"{key}_mask"))
+            x, valid = self._ordered(key, x.where(valid, 0), valid, bands)
+            out[key] = self._normalized(key, x).where(valid, 0)
+            if f"{key}_dates" in data:
+                out[f"{key}_mask"], out[f"{key}_dates"] = valid, dates.days_of_year(data[f"{key}_dates"])
+        return out
+
+    def _bands(self, name: str, x: Tensor) -> tuple[str, ...]:
+        """The data's bands: as given, or the model's, with or without the ratio."""
+        order = self.orders[name]
+        plain = tuple(band for band in order if not sensors.get_band(band).ratio_of)
+        channels = x.shape[-3] if x.ndim > 2 else 0
+        bands = self.bands.get(name, plain if channels == len(plain) else order)
+        if channels != len(bands):
+            raise InputError(f"{name} is {tuple(x.shape)}, expected (..., {len(bands)}, H, W): {', '.join(bands)}")
+        return bands
+
+    def _valid(self, name: str, x: Tensor, mask: Any) -> Tensor:
+        """Where values are not NaN, not nodata, and not masked."""
+        valid = ~x.isnan()
+        if (nodata := self.nodata.get(name)) is not None:
+            valid &= x != nodata
+        if mask is not None:
+            mask = torch.as_tensor(mask)
+            if mask.dtype != torch.bool or mask.shape not in (x.shape, x[..., :1, :, :].shape):
+                raise InputError(
+                    f"{name}_mask is {mask.dtype} {tuple(mask.shape)}, expected bool, True where valid, of the shape "
+                    f"of {name}, {tuple(x.shape)}, or with 1 for its bands"
+                )
+            valid &= mask
+        return valid
+
+    def _ordered(self, name: str, x: Tensor, valid: Tensor, bands: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Values and validity of the bands that the model takes, a ratio made where it is not among the data's."""
+        for band in self.orders[name]:
+            if band not in bands:
+                first, second = (bands.index(one) for one in sensors.get_band(band).ratio_of)
+                a, b = x[..., [first], :, :], x[..., [second], :, :]
+                x = torch.cat([x, a - b if name in self.differences else sensors.ratio(a, b)], dim=-3)
+                valid = torch.cat([valid, valid[..., [first], :, :] & valid[..., [second], :, :]], dim=-3)
+                bands = (*bands, band)
+        return sensors.reorder(x, bands, self.orders[name]), sensors.reorder(valid, bands, self.orders[name])
+
+    def _normalized(self, name: str, x: Tensor) -> Tensor:
+        if name not in self.normalize:
+            raise InputError(
+                f"no statistics of {name} were published with these weights: compute them, eo-zoo stats --input "
+                f"{name}=YOUR_RASTERS -o stats.json, and give stats='stats.json'"
+            )
+        return self.normalize[name](x)
+
+
 def create_transform(
     name: str,
     sensor: str | None = None,
     *,
-    bands: Sequence[str] | None = None,
-    stats: str | Path | None = None,
+    bands: Bands | None = None,
+    stats: Stats | None = None,
     size: int | None = None,
+    preset: str | Preset | None = None,
+    nodata: float | Mapping[str, float] | None = None,
 ) -> nn.Module:
     """The transform a weight set expects: normalise, then resize, as its public evaluation does.
 
@@ -196,19 +303,34 @@ def create_transform(
         name: model, with or without tag.
         sensor: what the images come from; the model's first sensor if not given, or all of them where a weight set
             takes several together.
-        bands: names of the images' bands in order; the sensor's own order if not given.
-        stats: other statistics: a recorded set's name or a JSON file.
+        bands: names of the images' bands in order; the sensor's own order if not given. For a model of several inputs
+            by name, as AnySat, by input: ``{"aerial": ["R", "G", "B", "NIR"]}``, or the name of an order.
+        stats: other statistics: a recorded set's name, a JSON file, or ``Statistics``. For a model of several inputs
+            also by input, as ``eo-zoo stats`` writes them.
         size: pixels a side; the model's input size if not given.
+        preset: of a model of several inputs, the data set that the data are as: see ``eo_zoo.presets``.
+        nodata: of a model of several inputs, the number that means missing, for all or by input; NaN always does.
 
     Returns:
         A module from images (..., bands, H, W), tensor or array, in the statistics' units (Sentinel-2: digital
         numbers, reflectance x 10000; Sentinel-1: dB; RGB and Umbra: 0..255; Capella: its digital numbers) to normalised
-        float32.
+        float32. For a model of several inputs ``Inputs``, from a dict to a dict; nothing is resized.
 
     Raises:
-        InputError: unknown model, sensor, band or statistics.
+        InputError: unknown model, sensor, band, statistics or preset, or an option that the model has not.
     """
     record = registry.get_record(name)
+    if record.inputs:
+        if sensor is not None or size is not None or not isinstance(bands, Mapping | None):
+            raise InputError(
+                f"{record.name} takes inputs by name ({', '.join(record.inputs)}): it has no sensor and no size, and "
+                "bands are given by input, {'aerial': ['R', 'G', 'B', 'NIR']}"
+            )
+        return _for_inputs(record, bands or {}, stats, preset, nodata)
+    if preset is not None or nodata is not None or isinstance(bands, Mapping) or isinstance(stats, Mapping):
+        raise InputError(
+            f"{record.name} takes one image: it has no preset and no nodata, and no bands or stats by input"
+        )
     size = registry.input_size(record.name) if size is None else size
     if size < 1:
         raise InputError(f"size is {size}, expected 1 pixel or more")
@@ -223,6 +345,45 @@ def create_transform(
     return Together(parts)
 
 
+def _for_inputs(
+    record: weights.Record,
+    bands: Mapping[str, str | Sequence[str]],
+    stats: Stats | None,
+    preset: str | Preset | None,
+    nodata: float | Mapping[str, float] | None,
+) -> Inputs:
+    orders = {name: sensors.get_order(order) for name, order in record.inputs.items()}
+    recorded: dict[str, Statistics] = {}
+    differences: list[str] = []
+    if preset is None:
+        for own in record.statistics.values():
+            recorded |= sensors.statistics_for(own, orders)
+    else:
+        preset = get_preset(preset) if isinstance(preset, str) else preset
+        orders |= {name: channels.order for name, channels in preset.inputs.items()}
+        published = {name: own.statistics for name, own in preset.inputs.items() if own.statistics}
+        recorded = sensors.statistics_for(published, orders)
+        differences = [name for name, channels in preset.inputs.items() if channels.ratio == "difference"]
+    if stats is not None:
+        recorded |= sensors.statistics_for(stats, orders)
+    for name in [*bands, *(nodata if isinstance(nodata, Mapping) else ())]:
+        if name not in orders:
+            raise InputError(f"unknown input '{name}'. {nearest(str(name), orders)}")
+    given = {name: _given(name, own, record.inputs[name], orders[name]) for name, own in bands.items()}
+    return Inputs(orders, recorded, bands=given, nodata=nodata, differences=differences)
+
+
+def _given(name: str, bands: str | Sequence[str], own: str, order: tuple[str, ...]) -> tuple[str, ...]:
+    """The data's bands, after a check that they are all that the model takes."""
+    found = sensors.get_order(bands) if isinstance(bands, str) else sensors.resolve_bands(bands, sensors.sensor_of(own))
+    made = {band for band in order if (parts := sensors.get_band(band).ratio_of) and set(parts) <= set(found)}
+    missing = [band for band in order if band not in made and band not in found]
+    if missing or len(set(found)) < len(found):
+        what = f"lack {', '.join(missing)}" if missing else "hold a band twice"
+        raise InputError(f"bands of {name}: {', '.join(found)} {what}; the model takes {', '.join(order)}")
+    return found
+
+
 def _resolve(band: str, names: Sequence[str]) -> str:
     """The band of the first of these sensors that has one called so."""
     for name in names:
@@ -234,7 +395,7 @@ def _resolve(band: str, names: Sequence[str]) -> str:
 
 
 def _for_sensor(
-    record: weights.Record, sensor: str, bands: Sequence[str] | None, stats: str | Path | None, size: int
+    record: weights.Record, sensor: str, bands: Sequence[str] | None, stats: str | Path | Statistics | None, size: int
 ) -> nn.Sequential:
     if stats is None and sensor not in record.statistics:
         others = ", ".join(sensors.get_sensor(sensor).statistics) or "none; a JSON file will do"
@@ -242,7 +403,8 @@ def _for_sensor(
             f"{record.name} has statistics for {', '.join(record.statistics)}, none for {sensor}: "
             f"give stats= (recorded for it: {others})"
         )
-    statistics = sensors.get_statistics(stats if stats is not None else record.statistics[sensor])
+    stats = record.statistics[sensor] if stats is None else stats
+    statistics = stats if isinstance(stats, Statistics) else sensors.get_statistics(stats)
     # by name: a set of statistics may be in a file's order, as EuroSAT's, which is not its sensor's
     names = sensors.get_sensor(sensor).band_names if bands is None else sensors.resolve_bands(bands, sensor)
     normalize = Normalize(statistics.select(names))

@@ -27,6 +27,12 @@ def uniform(name: str, shape: Iterable[int]) -> Tensor:
     return torch.from_numpy(((unit * 2 - 1) * np.float32(3**0.5)).reshape(shape))
 
 
+def days(name: str, shape: Iterable[int]) -> Tensor:
+    """Days of the year (batch, dates), ascending."""
+    unit = (uniform(name, shape) / 3**0.5 + 1) / 2
+    return (unit * 365).long().sort(dim=1).values
+
+
 def weight(key: str, shape: Iterable[int]) -> Tensor:
     """The value of a tensor of the original checkpoint, from its name there."""
     shape = tuple(shape)

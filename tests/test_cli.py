@@ -44,7 +44,7 @@ class TestFacts:
         code, out, _ = run("list", "--json")
         rows = json.loads(out)
         assert code == 0 and {row["name"].partition(".")[0] for row in rows} == set(eo_zoo.list_models())
-        assert run("list", "nano")[1].count("smarties_vit") == 1
+        assert run("list", "vit_nano")[1].count("smarties_vit") == 1
         code, _, err = run("list", "nothing")
         assert code == 2 and "no model matches" in err
 
@@ -57,6 +57,18 @@ class TestFacts:
         assert "arXiv:2506.19585" in text and "apache-2.0" in text and "B8A" in text
         tuned = " ".join(run("info", "smarties_vit_base.eurosat_linprobe")[1].split())
         assert "scene, linear probe on EuroSAT (64 x 64 pixels)" in tuned and "10 classes: AnnualCrop; Forest" in tuned
+
+    def test_of_a_model_that_takes_a_dict(self, run):
+        text = " ".join(run("info", "anysat_base")[1].split())
+        assert "inputs s2: B02, B03, B04" in text and "modis: B1, B2" in text and "accepts" not in text
+        assert "the Hub's own is checked" in text
+
+    def test_where_no_weights_are_published(self, run):
+        text = " ".join(run("info", "anysat_tiny")[1].split())
+        assert "source none: no weights are published" in text and "sha256" not in text and "size" not in text
+        for arguments in (["anysat_tiny"], ["anysat_tiny", "--all-tags"]):
+            code, _, err = run("download", *arguments)
+            assert code == 2 and "no weights are published for anysat_tiny: pretrained=False gives" in err
 
     def test_download_of_bundled_weights(self, run):
         code, out, _ = run("download", "smarties_vit_nano", "--json")
@@ -142,14 +154,17 @@ OPTIONS = {
     "--units": ("db", "db"), "--boa-offset": ("-1", -1.0), "--nodata": ("7", 7.0), "--stats": ("s", "s"),
     "--layer": ("2", 2), "--pool": ("avg", "avg"), "--overlap": ("8", 8), "--min-valid": ("0.5", 0.5),
     "--batch-size": ("3", 3), "--device": ("cpu", "cpu"), "--dtype": ("bfloat16", "bfloat16"),
-    "--out-dtype": ("float16", "float16"), "--preview": ("p.png", Path("p.png")),
+    "--out-dtype": ("float16", "float16"), "--preview": ("p.png", Path("p.png")), "--patch-size": ("40", 40),
+    "--output-modality": ("s2", "s2"), "--tile": ("80", 80.0), "--preset": ("FLAIR", "FLAIR"), "--start": ("a", "a"),
+    "--date-pattern": ("%Y%j", "%Y%j"), "--end": ("b", "b"), "--max-dates": ("9", 9), "--masks": ("off", "off"),
+    "--scl-invalid": ("3, 8", [3, 8]), "--max-probability": ("7", 7.0),
 }  # fmt: skip
 
 
 def test_every_option_of_embed_arrives(run, monkeypatch):
     seen = {}
 
-    def fake(source, model, output, **arguments):
+    def fake(source, model, out, **arguments):
         seen.update(arguments)
         arguments["report"]("warning", "careful")
         arguments["report"]("note", "a step")

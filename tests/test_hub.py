@@ -14,7 +14,7 @@ import eo_zoo
 from eo_zoo.errors import InputError
 
 ROOT = Path(__file__).parent.parent
-NAMED_ALIASES: set[str] = set()
+NAMED_ALIASES = {"anysat", "AnySat"}  # what AnySat's own documentation calls
 
 
 @pytest.fixture(scope="module")

@@ -36,9 +36,9 @@ def test_names_are_timms_too_and_none_of_its_own():
 
 
 def test_filters():
-    assert eo_zoo.list_models("nano") == ["smarties_vit_nano"]
+    assert eo_zoo.list_models("nano") == ["anysat_nano", "smarties_vit_nano"]
     assert eo_zoo.list_models("smarties_*e") == ["smarties_vit_base", "smarties_vit_large"]
-    assert eo_zoo.list_models("nothing") == [] and eo_zoo.list_models("NANO") == ["smarties_vit_nano"]
+    assert eo_zoo.list_models("nothing") == [] and eo_zoo.list_models("VIT_NANO") == ["smarties_vit_nano"]
 
 
 @pytest.mark.parametrize("name", ["smarties_vit_bas", "smarties_vit_base.pretrian"])
@@ -106,6 +106,20 @@ def test_info_shows_what_was_pinned(mirrored):
         eo_zoo.info(torch.nn.Linear(1, 1))
 
 
+def test_info_tells_the_inputs_of_a_model_that_takes_a_dict():
+    facts = eo_zoo.info("anysat_base")
+    assert facts["inputs"]["s1"] == {"sensor": "S1", "bands": ["VV", "VH", "VV/VH"]} and len(facts["inputs"]) == 11
+    assert next(iter(facts["inputs"])) == "s2" and len(facts["bands"]) == 10
+    assert not eo_zoo.info("smarties_vit_nano")["inputs"]
+    assert eo_zoo.info("anysat_tiny")["source"] == "" and facts["source"].endswith("AnySat.pth")
+
+
+def test_nothing_to_download_is_said():
+    for call in (registry.download, registry.download_all):
+        with pytest.raises(InputError, match="no weights are published for anysat_tiny"):
+            call("anysat_tiny")
+
+
 def test_weights_and_random_exclude_each_other(tmp_path):
     with pytest.raises(InputError, match="leave one out"):
         eo_zoo.create_model("smarties_vit_nano", False, weights=tmp_path / "x.safetensors")
@@ -116,7 +130,7 @@ def test_a_table_is_filtered_by_architecture_or_full_name():
         return [row["name"] for row in registry.table(filter)]
 
     assert names("mars_base_rgb.pretrain") == ["mars_base_rgb.pretrain"]
-    assert names("*_nano") == names("NANO") == ["smarties_vit_nano.demo"]
+    assert names("*_nano") == names("NANO") == ["anysat_nano.unpublished", "smarties_vit_nano.demo"]
     assert [name.partition(".")[2] for name in names("*eurosat*")] == ["eurosat_finetune", "eurosat_linprobe"] * 2
     assert names("landsat") == []
 
@@ -154,10 +168,13 @@ def test_where_a_weight_set_came_from(mirrored):
     assert row["size"] == mirrored.stat().st_size and row["from"] == "fetched"
 
 
+PUBLISHED = {name: record for name, record in weights.RECORDS.items() if record.source}
+
+
 def test_every_tag_has_a_card_and_every_card_a_tag():
     cards = {path.stem for path in (ROOT / "model_cards").glob("*.md")}
-    assert cards == set(weights.RECORDS)
-    for name, record in weights.RECORDS.items():
+    assert cards == set(PUBLISHED)
+    for name, record in PUBLISHED.items():
         text = (ROOT / "model_cards" / f"{name}.md").read_text()
         # the Hub knows no name for some licences: there `license: other` stands above the name
         assert re.search(rf"^license(_name)?: {re.escape(record.licence)}$", text, re.M), name
@@ -167,7 +184,7 @@ def test_every_tag_has_a_card_and_every_card_a_tag():
 
 def test_notice_names_every_weight_set_and_its_licence():
     text = (ROOT / "NOTICE").read_text()
-    for name, record in weights.RECORDS.items():
+    for name, record in PUBLISHED.items():
         assert re.search(rf"^{re.escape(name)}: .*{record.licence}", text, re.M | re.I), name
 
 

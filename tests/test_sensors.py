@@ -531,3 +531,65 @@ def test_sensors_know_their_statistics() -> None:
     assert {"smarties/S2-L2A", "BigEarthNetS2"} <= set(sensors.get_sensor("S2").statistics)
     every = [name for sensor in sensors.list_sensors() for name in sensors.get_sensor(sensor).statistics]
     assert sorted(every) == sorted(sensors.list_statistics())
+
+
+# ---- several inputs ----
+
+
+def test_bands_made_of_two_others() -> None:
+    assert sensors.get_band("VV/VH").ratio_of == sensors.get_order("anysat/s1-asc")
+    assert sensors.get_band("HH/HV").ratio_of == ("alos_hh", "alos_hv") and not sensors.get_band("B02", "S2").ratio_of
+    first, second = numpy.array([1.0, -3.0, 2.0, 0.0]), numpy.array([2.0, 1.5, 1e-12, 0.0])
+    wanted = [0.5, -2.0, 1e4, 0.0]
+    numpy.testing.assert_allclose(sensors.ratio(first, second), wanted, rtol=1e-9)
+    found = sensors.ratio(torch.from_numpy(first).float(), torch.from_numpy(second).float())
+    numpy.testing.assert_allclose(found.numpy(), wanted, rtol=1e-6)
+
+
+def test_the_sensor_of_an_order() -> None:
+    assert sensors.sensor_of("anysat/aerial-flair") == "AERIAL" and sensors.sensor_of("sentinel-2") == "S2"
+    with pytest.raises(InputError, match="unknown band order"):
+        sensors.sensor_of("anysat/s3")
+
+
+INPUTS = {"s2": sensors.get_order("anysat/s2"), "rg": ("red_2", "green_2"), "s1": sensors.get_order("anysat/s1-asc")}
+
+
+def test_statistics_of_one_set_hold_for_every_input_with_its_bands(tmp_path: Path) -> None:
+    own = sensors.get_statistics("smarties/S2-L2A")
+    (tmp_path / "own.json").write_text(json.dumps(own.to_dict()))
+    for given in ("smarties/S2-L2A", own, tmp_path / "own.json", str(tmp_path / "own.json")):
+        found = sensors.statistics_for(given, INPUTS)
+        assert list(found) == ["s2", "rg"] and found["rg"] == own.select(["red_2", "green_2"])
+        assert found["s2"].bands == INPUTS["s2"]
+
+
+def test_statistics_by_input(tmp_path: Path) -> None:
+    s1, s2 = sensors.get_statistics("smarties/S1"), sensors.get_statistics("anysat/s2")
+    path = tmp_path / "several.json"
+    path.write_text(json.dumps({"s1": s1.to_dict(), "s2": {k: v for k, v in s2.to_dict().items() if k != "name"}}))
+    found = sensors.statistics_for(path, INPUTS)
+    assert list(found) == ["s2", "s1"] and found["s1"] == s1 and found["s2"].name == "s2"
+    assert sensors.statistics_for({"s1": "smarties/S1"}, INPUTS) == {"s1": s1}
+    with pytest.raises(
+        InputError, match=r"several\.json holds statistics of several inputs, s1, s2: expected those of one"
+    ):
+        sensors.get_statistics(path)
+    path.write_text(json.dumps({"s1": {**s1.to_dict(), "std": [1.0, 0.0]}}))
+    with pytest.raises(InputError, match=r"several\.json: s1: statistics: std of microwave_2 is 0"):
+        sensors.statistics_for(path, INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"s3": "smarties/S1"}, "given for 's3', which is no input. Known: rg, s1, s2."),
+        ({"s1": "anysat/s2"}, "statistics 'anysat/s2' have no microwave_1"),
+        ("mars/RGB", "hold red_1, green_1, blue_3, which are all bands of none of the inputs s2, rg, s1"),
+        ("EuroSatt", "Did you mean 'EuroSAT'"),
+    ],
+)
+def test_statistics_that_fit_no_input(given: object, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        sensors.statistics_for(given, INPUTS)  # type: ignore[arg-type]
+    assert message in str(error.value)

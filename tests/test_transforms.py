@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 import eo_zoo
 from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError
+from eo_zoo.presets import get_preset
 from eo_zoo.transforms import SplineResize, _spline_matrix, spline_matrix
 from tests.procedural import uniform
 
@@ -232,3 +235,160 @@ def test_small_numbers_are_doubtful_where_reflectance_is_meant_only(caplog):
     assert not caplog.records
     eo_zoo.create_transform("smarties_vit_nano", "S2")(torch.full((1, 12, 8, 8), 3.0))
     assert "reflectance" in caplog.text
+
+
+def statistics(sensor, bands, units="linear"):
+    """Mean 1, 2, ... and standard deviation 2, 4, ... of the bands."""
+    values = {"mean": [i + 1.0 for i in range(len(bands))], "std": [2 * i + 2.0 for i in range(len(bands))]}
+    return sensors.Statistics.from_dict({"sensor": sensor, "units": units, "bands": list(bands), **values})
+
+
+class TestInputs:
+    """A model of several inputs by name."""
+
+    def test_demo_of_the_public_code(self):
+        """(x - mean) / std of its notebook, in its order; days of the year are 1 on the first of January."""
+        aerial, s2 = 120 + 40 * uniform("aerial", (1, 4, 10, 10)), 4000 + 900 * uniform("s2", (1, 2, 10, 6, 6))
+        out = eo_zoo.create_transform("anysat_base")(
+            {"aerial": aerial.numpy(), "s2": s2, "s2_dates": [["2020-01-01", "2020-12-31"]]}
+        )
+        assert list(out) == ["aerial", "s2", "s2_mask", "s2_dates"]
+        mean, std = torch.tensor([150.89, 92.71, 84.85, 80.70]), torch.tensor([36.76, 27.62, 22.48, 26.73])
+        torch.testing.assert_close(out["aerial"], (aerial - mean.view(4, 1, 1)) / std.view(4, 1, 1))
+        torch.testing.assert_close(out["s2"][0, 1, 9], (s2[0, 1, 9] - 2319.97) / 1549.30)
+        assert out["s2_dates"].tolist() == [[1, 366]] and out["s2_mask"].all()
+        assert out["s2_mask"].shape == s2.shape and out["s2"].dtype == torch.float32
+
+    def test_bands_by_name_reach_the_models_order(self):
+        rgbn = torch.arange(1.0, 5).view(1, 4, 1, 1).expand(1, 4, 10, 10) * 40
+        by_file = eo_zoo.create_transform("anysat_base")({"aerial": rgbn[:, [3, 0, 1, 2]]})["aerial"]
+        for bands in (["R", "G", "B", "NIR"], "anysat/aerial-readme"):
+            own = eo_zoo.create_transform("anysat_base", bands={"aerial": bands})
+            assert torch.equal(own({"aerial": rgbn})["aerial"], by_file)
+        more = eo_zoo.create_transform("anysat_base", bands={"aerial": ["R", "elevation", "G", "B", "NIR"]})
+        assert torch.equal(more({"aerial": rgbn[:, [0, 2, 1, 2, 3]]})["aerial"], by_file)
+        preset = get_preset("TreeSatAI-TS", orders={"aerial": "anysat/aerial-readme"})
+        readme = eo_zoo.create_transform("anysat_base", preset=preset)({"aerial": rgbn})["aerial"]
+        assert torch.equal(readme, by_file[:, [1, 2, 3, 0]])
+
+    def test_what_is_missing_is_0_and_masked(self):
+        x = torch.full((2, 3, 10, 4, 4), 4000.0)
+        x[0, 1, 2, 3, 0], x[1, 0, 5, 0, 1] = float("nan"), -10000
+        given = torch.ones(2, 3, 1, 4, 4, dtype=torch.bool)
+        given[1, 2, 0, 2, 2] = False
+        expected = torch.ones(2, 3, 10, 4, 4, dtype=torch.bool)
+        expected[0, 1, 2, 3, 0] = expected[1, 0, 5, 0, 1] = expected[1, 2, :, 2, 2] = False
+        data = {"s2": x, "s2_dates": torch.ones(2, 3), "s2_mask": given, "aerial": torch.full((2, 4, 8, 8), 255)}
+        data["aerial"][0, 1, 2, 3] = 7
+        out = eo_zoo.create_transform("anysat_base", nodata={"s2": -10000, "aerial": 7})(data)
+        assert torch.equal(out["s2_mask"], expected)
+        assert not out["s2"][~expected].any() and out["s2"][expected].all()
+        assert out["aerial"][0, 1, 2, 3] == 0 and (out["aerial"] == 0).sum() == 1
+        for_all = eo_zoo.create_transform("anysat_base", nodata=255)({"aerial": data["aerial"]})["aerial"]
+        assert for_all[0, 1, 2, 3] and (for_all != 0).sum() == 1
+        full = {**data, "s2_mask": expected}
+        assert torch.equal(eo_zoo.create_transform("anysat_base")(full)["s2_mask"], expected)
+        assert given.sum() == given.numel() - 1 and x.isnan().sum() == 1  # what is given stays
+
+    def test_one_sample_without_a_batch(self):
+        out = eo_zoo.create_transform("anysat_base")({"s2": torch.zeros(3, 10, 2, 2), "s2_dates": [1, 2, 3]})
+        assert out["s2"].shape == out["s2_mask"].shape == (3, 10, 2, 2) and out["s2_dates"].shape == (3,)
+
+    def test_the_ratio_is_made_of_two_bands(self):
+        two = torch.rand(1, 2, 2, 3, 3) + 0.1
+        two[0, 0, 1, 0, 0], two[0, 1, 0, 1, 1], two[0, 1, 1, 2, 2] = 0.0, float("nan"), 1e-7
+        stats = {"s1": statistics("S1", sensors.get_order("anysat/s1"))}
+        out = eo_zoo.create_transform("anysat_base", stats=stats)({"s1": two, "s1_dates": [[1, 2]]})
+        ratio = (two[:, :, 0] / (two[:, :, 1] + 1e-10)).clamp(-1e4, 1e4)
+        assert ratio[0, 0, 0, 0] == 1e4
+        valid = out["s1_mask"][:, :, 2]
+        torch.testing.assert_close(out["s1"][:, :, 2][valid], (ratio[valid] - 3) / 6)
+        assert (~valid).sum() == 1 and not valid[0, 1, 1, 1] and out["s1_mask"][:, :, 1].all()
+        three = torch.cat([two, torch.full_like(two[:, :, :1], 5.0)], dim=2)
+        kept = eo_zoo.create_transform("anysat_base", stats=stats)({"s1": three, "s1_dates": [[1, 2]]})
+        assert torch.equal(kept["s1"][:, :, 2], torch.full((1, 2, 3, 3), (5.0 - 3) / 6))
+
+    def test_a_ratio_in_db_is_a_difference(self):
+        two = torch.tensor([-10.0, -16.0]).view(1, 1, 2, 1, 1)
+        out = eo_zoo.create_transform("anysat_base", preset="PASTIS-HD")({"s1": two, "s1_dates": [[7]]})
+        mean, std = (getattr(sensors.get_statistics("pastis/s1"), key)[2] for key in ("mean", "std"))
+        assert out["s1"][0, 0, 2, 0, 0].item() == pytest.approx((6 - mean) / std, rel=1e-5)
+
+    def test_statistics_of_one_and_of_several_inputs(self, tmp_path):
+        s1 = statistics("S1", ["VH", "VV"])  # in another order, which is looked up by name
+        x = {"s1-asc": torch.ones(1, 1, 2, 1, 1), "s1-asc_dates": [[1]]}
+        files = {"one.json": s1.to_dict(), "several.json": {"s1-asc": s1.to_dict()}}
+        for name, content in files.items():
+            (tmp_path / name).write_text(json.dumps(content))
+        for given in (s1, {"s1-asc": s1}, {"s1-asc": tmp_path / "one.json"}, *(tmp_path / name for name in files)):
+            out = eo_zoo.create_transform("anysat_base", stats=given)(x)["s1-asc"]
+            assert out.flatten().tolist() == [(1 - 2) / 4, 0]
+        own = statistics("S2", sensors.get_order("anysat/s2"), "dn")
+        both = eo_zoo.create_transform("anysat_base", stats={"s2": own})(
+            {"s2": torch.full((1, 1, 10, 1, 1), 11.0), "s2_dates": [[1]], "aerial": torch.full((1, 4, 1, 1), 150.89)}
+        )
+        assert both["s2"][0, 0, 0] == 5 and both["aerial"][0, 0] == 0  # the weights' own stay
+
+    def test_output_goes_into_the_model(self):
+        model = eo_zoo.create_model("anysat_nano", pretrained=False)
+        x = {"s2": torch.rand(1, 3, 10, 6, 6) * 5000, "s2_dates": [["2020-02-29", "2020-05-01", "2020-08-30"]]}
+        x["s2"][0, 0, :, 2, 2] = float("nan")
+        out = model(eo_zoo.create_transform("anysat_nano")(x), patch_size=10, output="tile")
+        assert out.shape == (1, model.num_features) and out.isfinite().all()
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            (torch.zeros(1, 4, 10, 10), "expected a dict of inputs by name"),
+            ({"areal": 0}, "unknown input 'areal'. Did you mean 'aerial'"),
+            ({"s2_dates": [1]}, "unknown input 's2_dates'"),
+            ({"label": 3}, "unknown input 'label'"),
+            ({"spot": torch.zeros(1, 3, 10, 10)}, "no statistics of spot .* eo-zoo stats --input spot=YOUR_RASTERS"),
+            (
+                {"aerial": torch.zeros(1, 3, 10, 10)},
+                r"aerial is \(1, 3, 10, 10\), expected \(..., 4, H, W\): aerial_near",
+            ),
+            ({"aerial": torch.zeros(4)}, r"aerial is \(4,\), expected"),
+            ({"aerial": torch.full((4, 2, 2), float("inf"))}, "infinite"),
+            (
+                {"s2": torch.zeros(1, 2, 10, 1, 1), "s2_mask": torch.ones(1, 2, 10, 1, 1)},
+                "s2_mask is torch.float32 .* bool",
+            ),
+            (
+                {"s2": torch.zeros(1, 2, 10, 1, 1), "s2_mask": torch.ones(1, 2, 3, 1, 1) > 0},
+                r"s2_mask is .* \(1, 2, 3, 1, 1\)",
+            ),
+            ({"s2": torch.zeros(1, 1, 10, 1, 1), "s2_dates": [["soon"]]}, "'soon' is no date"),
+        ],
+    )
+    def test_bad_data(self, data, message):
+        with pytest.raises(InputError, match=message):
+            eo_zoo.create_transform("anysat_base")(data)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (dict(sensor="S2"), "takes inputs by name"),
+            (dict(size=224), "takes inputs by name"),
+            (dict(bands=["R"]), "bands are given by input"),
+            (dict(bands={"areal": ["R"]}), "unknown input 'areal'. Did you mean 'aerial'"),
+            (dict(bands={"aerial": ["R", "G"]}), "lack aerial_near_infrared, aerial_blue; the model takes"),
+            (dict(bands={"aerial": ["R", "G", "B", "NIR", "R"]}), "hold a band twice"),
+            (dict(bands={"s1": ["VV", "VV"]}), "lack microwave_2"),
+            (dict(preset="TreeSat"), "unknown preset"),
+            (dict(nodata={"s3": 0}), "unknown input 's3'"),
+            (dict(stats={"s3": "EuroSAT"}), "statistics are given for 's3', which is no input"),
+            (dict(stats={"s2": "anysat/aerial"}), "statistics 'anysat/aerial' have no blue_1"),
+            (dict(stats="mars/RGB"), "all bands of none of the inputs"),
+        ],
+    )
+    def test_bad_arguments(self, arguments, message):
+        with pytest.raises(InputError, match=message):
+            eo_zoo.create_transform("anysat_base", **arguments)
+
+    @pytest.mark.parametrize(
+        "arguments", [dict(preset="FLAIR"), dict(nodata=0), dict(bands={"s2": "S2"}), dict(stats={})]
+    )
+    def test_a_model_of_one_image_has_no_inputs(self, arguments):
+        with pytest.raises(InputError, match="takes one image: it has no preset"):
+            eo_zoo.create_transform("smarties_vit_nano", **arguments)

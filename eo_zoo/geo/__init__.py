@@ -7,5 +7,7 @@ require("rasterio", "geo")
 from eo_zoo.geo.embed import embed_raster
 from eo_zoo.geo.predict import predict_raster
 from eo_zoo.geo.scene import open_scene
+from eo_zoo.geo.series import open_series
+from eo_zoo.geo.statistics import raster_statistics
 
-__all__ = ["embed_raster", "open_scene", "predict_raster"]
+__all__ = ["embed_raster", "open_scene", "open_series", "predict_raster", "raster_statistics"]

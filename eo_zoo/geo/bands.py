@@ -14,8 +14,9 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from eo_zoo.errors import InputError
+from eo_zoo.geo.clouds import CloudBand
 from eo_zoo.geo.grid import Grid
-from eo_zoo.geo.resample import PixelAxis, resample
+from eo_zoo.geo.resample import PixelAxis, read_through
 from eo_zoo.geo.sources import GDAL_ERRORS, BandSource, alpha_band, data_bands
 from eo_zoo.geo.values import Conversion, conversion
 
@@ -28,6 +29,7 @@ class BandReader:
     """A band and how to read it: ``number`` is its place in the file, from 1.
 
     ``rows`` and ``columns`` place the scene's grid in the file; ``direct``: its pixels are the file's own.
+    ``clouds`` masks the file's pixels, before they are resampled, so that no cloud leaks into its neighbours.
     """
 
     name: str
@@ -40,6 +42,7 @@ class BandReader:
     rows: PixelAxis
     columns: PixelAxis
     direct: bool
+    clouds: CloudBand | None = None
 
     @staticmethod
     def of(
@@ -117,12 +120,11 @@ def read_bands(bands: Sequence[BandReader], row: int, column: int, height: int, 
     rows, columns = bands[0].rows, bands[0].columns
     if bands[0].direct:
         return _stored(bands, Window(column + round(columns.start), row + round(rows.start), width, height))
-    row_taps, row_weights = rows.taps(row, height)
-    column_taps, column_weights = columns.taps(column, width)
-    top, left = int(row_taps.min()), int(column_taps.min())
-    window = Window(left, top, int(column_taps.max()) - left + 1, int(row_taps.max()) - top + 1)
-    values, valid = _stored(bands, window)
-    return resample(values, valid, (row_taps - top, row_weights), (column_taps - left, column_weights))
+
+    def stored(top: int, left: int, height: int, width: int) -> tuple[Values, Valid]:
+        return _stored(bands, Window(left, top, width, height))
+
+    return read_through(rows, columns, (row, column, height, width), stored)
 
 
 def _stored(bands: Sequence[BandReader], window: Window) -> tuple[Values, Valid]:
@@ -133,6 +135,8 @@ def _stored(bands: Sequence[BandReader], window: Window) -> tuple[Values, Valid]
         valid = np.stack([_valid(band, values, window) for band, values in zip(bands, stored, strict=True)])
         if bands[0].alpha is not None:
             valid &= dataset.read(bands[0].alpha, window=window) > 0
+        if bands[0].clouds is not None:
+            valid &= bands[0].clouds.clear(dataset, window)
     except GDAL_ERRORS as error:
         raise InputError(
             f"{bands[0].label}: cannot be read at row {window.row_off}, column {window.col_off} ({error}); "

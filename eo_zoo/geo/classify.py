@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from eo_zoo.errors import InputError
 from eo_zoo.geo import job, output
-from eo_zoo.geo.stream import Encode, normalised
+from eo_zoo.geo.stream import Encode, Raster, normalised
 from eo_zoo.weights import Task
 
 MOSTLY_MISSING = 0.5  # share of invalid values in an image from which on the user is warned
@@ -155,6 +155,7 @@ class Run:
     """A job whose model answers a task."""
 
     work: job.Job
+    raster: Raster
     options: PredictOptions
     classifier: Classifier
     encode: Encode
@@ -189,14 +190,15 @@ def classify_image(run: Run) -> Prediction:
         OSError: the output cannot be written.
     """
     work, classifier = run.work, run.classifier
-    values, valid = work.scene.read(0, 0, work.scene.grid.height, work.scene.grid.width)
-    work.tally.add(0, 0, values, valid)
+    raster, scene = run.raster, run.raster.scene
+    values, valid = scene.read(0, 0, scene.grid.height, scene.grid.width)
+    raster.tally.add(0, 0, values, valid)
     missing = 1 - float(valid.mean())
     if not valid.any():
         work.raise_empty("classify")
     if missing > MOSTLY_MISSING:
         work.log.warn(f"{missing:.0%} of the image's values are nodata, which the model gets as 0, the mean")
-    [logits] = run.encode(normalised(values, valid, work.statistics)[None])
+    [logits] = run.encode(normalised(values, valid, raster.statistics)[None])
     if not np.isfinite(logits).all():
         raise InputError("the model gave infinite or undefined scores: use dtype bfloat16 or float32")
     found = classifier.scores(logits)

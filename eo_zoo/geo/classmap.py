@@ -48,9 +48,9 @@ def classify_map(run: Run, out: Path) -> Prediction:
         OSError: an output cannot be written.
     """
     work, options, names, several = run.work, run.options, run.classifier.task.classes, run.classifier.several
-    grid = class_grid(work.scene, options, run.classifier.dense)
+    scene, thumbnail = run.raster.scene, run.raster.tally.thumbnail
+    grid = class_grid(scene, options, run.classifier.dense)
     cell = 1 if run.classifier.dense else options.stride
-    thumbnail = work.tally.thumbnail
     mosaic = classes.Mosaic(thumbnail, cell) if thumbnail else None
     counts, empty, row = np.zeros(len(names), np.int64), 0, 0
     with contextlib.ExitStack() as stack:
@@ -70,7 +70,7 @@ def classify_map(run: Run, out: Path) -> Prediction:
             work.raise_empty("classify")
         files.finish()
         if mosaic and thumbnail:
-            captions = (thumbnail.caption(work.scene.bands), f"{work.name}: class of the highest score")
+            captions = (thumbnail.caption(scene.bands), f"{work.name}: class of the highest score")
             classes.write_class_preview(files.preview, thumbnail, mosaic, names, captions)
     order = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
     shares = {names[i]: round(float(counts[i] / (total - empty)), 6) for i in order}
@@ -79,13 +79,13 @@ def classify_map(run: Run, out: Path) -> Prediction:
 
 def _strips(run: Run, grid: TileGrid, tick: Callable[[int], None]) -> Iterator[np.ndarray]:
     """Scores (classes, rows, columns) from top to bottom, NaN where nodata."""
-    work, options = run.work, run.options
-    how: dict[str, Any] = dict(batch_size=options.batch_size, min_valid=options.min_valid, tally=work.tally, tick=tick)
+    options = run.options
+    how: dict[str, Any] = dict(batch_size=options.batch_size, min_valid=options.min_valid, tick=tick)
     count = len(run.classifier.task.classes)
     if isinstance(grid, WindowGrid):
-        made = window_strips(work.scene, grid, work.statistics, run.encode, count, **how)
+        made = window_strips(run.raster, grid, run.encode, count, **how)
     else:
-        made = map_strips(work.scene, grid, work.statistics, run.encode, count, **how)
+        made = map_strips(run.raster, grid, run.encode, count, **how)
     return map(run.classifier.scores, made)
 
 
@@ -100,7 +100,7 @@ class _Files:
         job.warn_space(out, self.shape[0] * shape[0] * shape[1] + bytes_of_scores, run.work.log, "")
 
         def writer(path: Path, count: int, dtype: str, descriptions: Sequence[str], **more: Any) -> output.MapWriter:
-            scene = run.work.scene.grid
+            scene = run.raster.scene.grid
             made = output.MapWriter(
                 path, (count, *shape), crs=scene.crs, transform=coarser(scene.transform, cell), out_dtype=dtype,
                 descriptions=descriptions, **more,

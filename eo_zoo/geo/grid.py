@@ -48,13 +48,37 @@ class Grid:
         _, (latitude,) = transform(self.crs, "EPSG:4326", [(left + right) / 2], [(bottom + top) / 2])
         return math.sqrt(across * down * math.cos(math.radians(latitude))) * metres
 
-    def axes(self, dataset: DatasetReader) -> tuple[PixelAxis, PixelAxis]:
-        """Where this grid's rows and columns lie in a file of the same CRS."""
+    def axes(self, dataset: DatasetReader | Grid) -> tuple[PixelAxis, PixelAxis]:
+        """Where this grid's rows and columns lie in a file, or another grid, of the same CRS."""
         t = dataset.transform
         return (
             PixelAxis((t.f - self.transform.f) / -t.e, self.transform.e / t.e, dataset.height),
             PixelAxis((self.transform.c - t.c) / t.a, self.transform.a / t.a, dataset.width),
         )
+
+    def clip(
+        self, row: int, col: int, height: int, width: int
+    ) -> tuple[tuple[int, int, int, int], tuple[slice, slice]]:
+        """The part of a window that lies in the grid: as such a window, and as its rows and columns in the given one.
+
+        Height or width are 0 where there is none.
+        """
+        top, left = min(max(row, 0), self.height), min(max(col, 0), self.width)
+        bottom, right = max(min(row + height, self.height), top), max(min(col + width, self.width), left)
+        inside = slice(top - row, bottom - row), slice(left - col, right - col)
+        return (top, left, bottom - top, right - left), inside
+
+    def within(self, other: Grid) -> tuple[int, int, Grid]:
+        """The pixels whose centres lie in another grid of the same CRS: the first row and column, and their grid.
+
+        Its width or height is 0 where there are none.
+        """
+        t, (left, bottom, right, top) = self.transform, other.bounds
+        rows = [round((edge - t.f) / t.e + shift) for edge, shift in ((top, -NEAR), (bottom, NEAR))]
+        columns = [round((edge - t.c) / t.a + shift) for edge, shift in ((left, -NEAR), (right, NEAR))]
+        (row, column, height, width), _ = self.clip(rows[0], columns[0], rows[1] - rows[0], columns[1] - columns[0])
+        origin = Affine(t.a, 0, t.c + column * t.a, 0, t.e, t.f + row * t.e)
+        return row, column, Grid(self.crs, origin, width, height)
 
     def window(self, bbox: Sequence[float], bbox_crs: str | None = None) -> Grid:
         """The part that covers a box, whole pixels.

@@ -21,9 +21,9 @@ from eo_zoo import sensors
 from eo_zoo.errors import InputError
 from eo_zoo.geo.checks import one_of
 from eo_zoo.geo.output import Thumbnail
-from eo_zoo.geo.scene import Scene
-from eo_zoo.geo.stream import Encode, Tally
-from eo_zoo.sensors import Statistics
+from eo_zoo.geo.scene import Grid, Scene
+from eo_zoo.geo.series import Series
+from eo_zoo.geo.stream import Encode, Opened, Raster
 from eo_zoo.version import __version__
 
 _logger = logging.getLogger(__name__)
@@ -125,17 +125,18 @@ class Result:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module, forward: Callable[[Tensor], Tensor], options: JobOptions) -> Iterator[Encode]:
-    """``forward``, which calls the model, from normalised tensors to arrays: in eval mode, on the device."""
+def evaluating(model: nn.Module, forward: Callable[[Any], Tensor], options: JobOptions) -> Iterator[Encode]:
+    """``forward``, which calls the model, from a tensor or a dict of them to arrays: in eval mode, on the device."""
     training, dtype = model.training, DTYPES[options.dtype]
 
-    def encode(x: Tensor) -> Any:
+    def encode(x: Any) -> Any:
+        there = x.to(options.device) if isinstance(x, Tensor) else {key: x[key].to(options.device) for key in x}
         half = dtype != torch.float32
         with (
             torch.inference_mode(),
             torch.autocast(options.device.type, dtype if half else None, enabled=half),
         ):
-            result = forward(x.to(options.device))
+            result = forward(there)
         return result.float().cpu().numpy()
 
     model.to(options.device).eval()
@@ -163,7 +164,7 @@ def progress_bar(what: str, tiles: int, show: bool) -> Iterator[Callable[[int], 
         yield lambda count: bar.advance(task, count)
 
 
-def true_colour(scene: Scene) -> Thumbnail:
+def true_colour(scene: Scene | Series) -> Thumbnail:
     """True colour where the scene has red, green and blue by common names, else its first band in grey."""
     known = [sensors.get_sensor(name) for name in scene.sensor.split(", ")]
     common = {band.name: band.common_name for sensor in known for band in sensor.bands}
@@ -173,7 +174,7 @@ def true_colour(scene: Scene) -> Thumbnail:
     return Thumbnail((scene.grid.height, scene.grid.width), bands)
 
 
-def coarser(transform: Affine, factor: int) -> Affine:
+def coarser(transform: Affine, factor: float) -> Affine:
     """The same corner, pixels ``factor`` times as large."""
     # Written out because affine 3 renames the product of transforms.
     return Affine(
@@ -194,17 +195,20 @@ def warn_space(path: Path, needed: int, log: Log, hint: str) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """A model at work on an open scene, whose bands are the statistics'; ``name`` and ``source`` are for the tags."""
+    """A model at work on a scene, or on several inputs by their keys; ``name`` and ``source`` are for the tags."""
 
-    scene: Scene
+    inputs: Raster | Mapping[str, Opened]
     model: nn.Module
-    statistics: Statistics
     options: JobOptions
-    tally: Tally
     log: Log
     name: str  # of the model
     source: str  # of the input
     started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def opened(self) -> Mapping[str, Opened]:
+        """All inputs by their keys; the key of the only one is empty."""
+        return {"": self.inputs} if isinstance(self.inputs, Raster) else self.inputs
 
     def tags(self, own: Mapping[str, str]) -> dict[str, str]:
         """How the output came about, for the end of the run; ``own`` is what only this kind of output has."""
@@ -213,11 +217,11 @@ class Job:
             "EO_ZOO_VERSION": __version__,
             "MODEL": self.name,
             "WEIGHTS": weights_of(self.model),
-            "BANDS": json.dumps(list(self.scene.bands)),
-            "SENSOR": self.scene.sensor,
-            "UNITS": self.scene.units,
-            "STATISTICS": json.dumps(self.statistics.to_dict()),
-            "CLIPPED": json.dumps(self.tally.shares(self.scene.bands)),
+            "BANDS": self._said(lambda one: list(one.scene.bands)),
+            "SENSOR": self._said(lambda one: one.scene.sensor),
+            "UNITS": self._said(lambda one: one.scene.units),
+            "STATISTICS": self._said(lambda one: one.statistics.to_dict()),
+            "CLIPPED": json.dumps(self._clipped()),
             "BATCH_SIZE": str(self.options.batch_size),
             "DEVICE": self.options.device.type,
             "DTYPE": self.options.dtype,
@@ -228,36 +232,63 @@ class Job:
             "WARNINGS": json.dumps(self.log.warnings),
         }
 
+    def _said(self, of: Callable[[Opened], Any]) -> str:
+        """A fact as text; of several inputs JSON by their keys."""
+        if isinstance(self.inputs, Raster):
+            fact = of(self.inputs)
+            return fact if isinstance(fact, str) else json.dumps(fact)
+        return json.dumps({key: of(one) for key, one in self.inputs.items()})
+
+    def _clipped(self) -> dict[str, float]:
+        """Clipped share of each band's valid values; of several inputs under "KEY BAND"."""
+        return {
+            f"{key} {band}".lstrip(): share
+            for key, one in self.opened.items()
+            for band, share in one.tally.shares(one.scene.bands).items()
+        }
+
     def _warn_late(self) -> None:
         """What only the end of a run can tell: values that could not be converted, or were mostly clipped."""
-        for text in self.scene.warnings:
-            if text not in self.log.warnings:
-                self.log.warn(text)
-        for band, share in self.tally.shares(self.scene.bands).items():
-            if share > MOSTLY:
-                self.log.warn(
-                    f"{share:.0%} of the values of {band} lie outside the range of statistics "
-                    f"'{self.statistics.name}' and were clipped: give others with stats, or check the units"
-                )
+        for key, one in self.opened.items():
+            for text in one.scene.warnings:
+                told = f"{key}: {text}" if key else text
+                if told not in self.log.warnings:
+                    self.log.warn(told)
+            for band, share in one.tally.shares(one.scene.bands).items():
+                if share > MOSTLY:
+                    self.log.warn(
+                        f"{share:.0%} of the values of {f'{key} {band}'.lstrip()} lie outside the range of statistics "
+                        f"'{one.statistics.name}' and were clipped: give others with stats, or check the units"
+                    )
 
     def raise_empty(self, verb: str) -> NoReturn:
         """Say why no cell of the output holds anything."""
-        if self.tally.valid.any():
+        if any(one.tally.valid.any() for one in self.opened.values()):
             raise InputError(
                 f"no cell of the output has the share of valid pixels that min_valid asks for, {self.options.min_valid}"
             )
         raise InputError(f"the image is all nodata: there is nothing to {verb}; check the extent and the nodata value")
 
-    def facts(self, cell: int, nodata: float) -> dict[str, Any]:
-        """What every ``Result`` holds; ``cell`` is the side of one of the output's cells in pixels."""
+    def missing(self) -> float:
+        """Share of all inputs' values that are invalid."""
+        inputs = self.opened.values()
+        return 1 - sum(int(one.tally.valid.sum()) for one in inputs) / sum(one.total for one in inputs)
+
+    @property
+    def grid(self) -> Grid:
+        """Of the only input, or the first: all have its corner."""
+        return next(iter(self.opened.values())).scene.grid
+
+    def facts(self, cell: float, nodata: float) -> dict[str, Any]:
+        """What every ``Result`` holds; ``cell`` is the side of one of the output's cells in (the first's) pixels."""
         return {
             "path": self.options.out,
-            "crs": self.scene.grid.crs,
-            "transform": coarser(self.scene.grid.transform, cell),
+            "crs": self.grid.crs,
+            "transform": coarser(self.grid.transform, cell),
             "nodata": nodata,
             "notes": tuple(self.log.notes),
             "warnings": tuple(self.log.warnings),
-            "clipped": self.tally.shares(self.scene.bands),
+            "clipped": self._clipped(),
             "seconds": time.perf_counter() - self.started,
             "preview": self.options.preview,
         }

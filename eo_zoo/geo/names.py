@@ -43,6 +43,18 @@ def match(text: str | None, sensor: str) -> str | None:
     return band
 
 
+def cloud_kind(text: str | None) -> str | None:
+    """What kind of cloud mask a free text or a file's name stands for, or None.
+
+    "scl" is Sentinel-2's scene classification ("SCL", ``T29RKH_20200219_SCL_20m``), "probability" that of clouds in
+    per cent (``MSK_CLDPRB_20m``, "cloud_probability").
+    """
+    words = re.split(r"[^a-z]+", (text or "").lower())
+    if "scl" in words:
+        return "scl"
+    return "probability" if "cldprb" in words or {"cloud", "probability"} <= set(words) else None
+
+
 def _lookup(name: str, sensor: str) -> str | None:
     for scope in _scopes(sensor):
         try:
@@ -89,14 +101,14 @@ def match_file_name(path: Path, sensor: str) -> str | None:
 
 
 def given_bands(bands: Sequence[str], sensor: str) -> tuple[str, ...]:
-    """The canonical names of ``--bands``, without the places marked as left out.
+    """The canonical names of ``--bands``, without the places marked as left out and those of cloud masks.
 
     Raises:
         InputError: a name is unknown, or a band is given twice.
     """
     if isinstance(bands, str) or not set(bands) - {LEFT_OUT}:
         raise InputError(f"--bands is {bands!r}, expected a list of band names")
-    bands = [band for band in bands if band != LEFT_OUT]
+    bands = [band for band in bands if band != LEFT_OUT and not cloud_kind(band)]
     for scope in _scopes(sensor):
         try:
             names = resolve_bands(bands, scope)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -83,8 +83,15 @@ def check_bands(model: Any, bands: tuple[str, ...]) -> None:
         )
 
 
-def source_name(source: Source) -> str:
+def is_several(source: object) -> TypeGuard[Mapping[str, Source]]:
+    """Whether a source is a dict of sources by sensor or input, not a STAC item, which has a type and assets."""
+    return isinstance(source, Mapping) and not {"type", "assets"} & set(source)
+
+
+def source_name(source: Source | Mapping[str, Source]) -> str:
     """What an output may tell of its input: no folders, and no query, which may hold a signature."""
+    if is_several(source):
+        return ", ".join(f"{key}: {source_name(one)}" for key, one in source.items())
     if isinstance(source, Mapping):
         return str(source.get("id", "STAC item"))
     return str(source).partition("?")[0].rstrip("/").rpartition("/")[2]

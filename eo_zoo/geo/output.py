@@ -23,7 +23,8 @@ from eo_zoo.errors import InputError
 from eo_zoo.files import replacing
 
 BLOCK = 64  # side of the GeoTIFF's blocks, a multiple of 16
-TIFF = (".tif", ".tiff")
+TIFF = (".tif", ".tiff")  # a map
+VECTOR = (".npy", ".json")
 NODATA = 255  # of a uint8 map
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 CANVAS = 1024  # longest side of each half of the preview, in pixels

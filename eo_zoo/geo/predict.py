@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import rasterio
 import torch
@@ -22,11 +22,11 @@ from eo_zoo.geo.checks import check_weights, find_device, one_of, writable
 from eo_zoo.geo.classify import Classifier, Prediction, PredictOptions, Run, classify_image
 from eo_zoo.geo.classmap import class_grid, classify_map
 from eo_zoo.geo.job import Job, Log, Report
-from eo_zoo.geo.opening import Reading, Source, check_bands, opened, record_for, source_name
+from eo_zoo.geo.opening import Reading, Source, check_bands, is_several, opened, record_for, source_name
 from eo_zoo.geo.output import TIFF, side_file
 from eo_zoo.geo.pair import by_sensor, opened_pair
 from eo_zoo.geo.scene import GDAL_OPTIONS, Scene
-from eo_zoo.geo.stream import Tally
+from eo_zoo.geo.stream import Raster, Tally
 from eo_zoo.models.smarties_tasks import MIXES
 from eo_zoo.sensors import Statistics, get_sensor
 from eo_zoo.weights import RECORDS, Record, Task
@@ -115,7 +115,7 @@ def predict_raster(
     """
     started = time.perf_counter()
     record, task = _tuned(model)
-    inputs = list(source.values()) if _is_several(source) else [source]
+    inputs = list(source.values()) if is_several(source) else [source]
     options = PredictOptions(
         out=writable("out", out, (".json", *TIFF), overwrite, *inputs),
         window=task.size if window is None else window,
@@ -149,15 +149,16 @@ def predict_raster(
             check_bands(model, scene.bands)
         classifier = Classifier(task, _resizing(record, module, scene.bands), **_call(record, mix, seed))
         tally = Tally(statistics, job.true_colour(scene) if options.preview else None)
-        work = Job(scene, module, statistics, options, tally, log, job.name_of(module), _names(source))
-        result = _classified(work, options, classifier)
+        raster = Raster(scene, statistics, tally)
+        work = Job(raster, module, options, log, job.name_of(module), source_name(source))
+        result = _classified(work, raster, options, classifier)
     return replace(result, seconds=time.perf_counter() - started)
 
 
-def _classified(work: Job, options: PredictOptions, classifier: Classifier) -> Prediction:
+def _classified(work: Job, raster: Raster, options: PredictOptions, classifier: Classifier) -> Prediction:
     forward = classifier.logits(work.model, options.window)
     with job.evaluating(work.model, forward, options) as encode, rasterio.Env(**GDAL_OPTIONS):
-        run = Run(work, options, classifier, encode)
+        run = Run(work, raster, options, classifier, encode)
         return classify_map(run, options.out) if options.out and options.is_map else classify_image(run)
 
 
@@ -203,28 +204,17 @@ def _check(record: Record, task: Task, options: PredictOptions, **given: Any) ->
         raise InputError(f"scores: {options.scores} is out itself; choose another name")
 
 
-def _is_several(source: object) -> TypeGuard[Mapping[str, Source]]:
-    """Whether a source is a dict of sources by sensor, not a STAC item, which has a type and assets."""
-    return isinstance(source, Mapping) and not {"type", "assets"} & set(source)
-
-
 def _opened(
     source: Source | Mapping[str, Source], model: str | nn.Module, record: Record, reading: Reading, log: Log
 ) -> contextlib.AbstractContextManager[tuple[Scene, Statistics]]:
     wanted = ", ".join(record.sensors)
-    if not _is_several(source):
+    if not is_several(source):
         if record.together:
             raise InputError(f"{record.name} takes {wanted} together: give one input of each, --input SENSOR=PATH")
         return opened(cast(Source, source), model, reading, log)
     if not record.together:
         raise InputError(f"{record.name} takes one input ({wanted}), not several: give it without --input")
     return opened_pair(by_sensor(source, record), model, reading, log)
-
-
-def _names(source: Source | Mapping[str, Source]) -> str:
-    if _is_several(source):
-        return ", ".join(f"{sensor}: {source_name(one)}" for sensor, one in source.items())
-    return source_name(cast(Source, source))
 
 
 def _tell(scene: Scene, record: Record, task: Task, options: PredictOptions, log: Log) -> None:

@@ -8,6 +8,7 @@ counts, and a pixel's value is a function of its place alone, so reading in othe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,41 @@ class PixelAxis:
         largest = weights.argmax(axis=1)
         weights[np.arange(count), largest] += 1 - weights.sum(axis=1)
         return np.clip(index, 0, self.size - 1).astype(np.intp), weights.astype(np.float32)
+
+    def nearest(self, first: int, count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+        """The raster's pixel that holds the centre of each grid pixel, and whether there is one at all.
+
+        Indices beyond the raster are moved to its edge. A centre on an edge between two pixels takes the second.
+        """
+        centre = self.start + (first + np.arange(count, dtype=np.float64) + 0.5) * self.step
+        index = np.floor(centre + 1e-6).astype(np.intp)
+        return np.clip(index, 0, self.size - 1), (index >= 0) & (index < self.size)
+
+
+def read_through(
+    rows: PixelAxis,
+    columns: PixelAxis,
+    window: tuple[int, int, int, int],
+    read: Callable[[int, int, int, int], tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """A window of a grid, resampled from the raster's pixels that it needs.
+
+    Args:
+        rows: where the grid's rows lie in the raster.
+        columns: the same for its columns.
+        window: first row and column in the grid, height and width.
+        read: gives values and validity (n, height, width) of the raster for such a window of its own, values 0 where
+            invalid.
+
+    Returns:
+        as :func:`resample`.
+    """
+    row, column, height, width = window
+    row_taps, row_weights = rows.taps(row, height)
+    column_taps, column_weights = columns.taps(column, width)
+    top, left = int(row_taps.min()), int(column_taps.min())
+    values, valid = read(top, left, int(row_taps.max()) - top + 1, int(column_taps.max()) - left + 1)
+    return resample(values, valid, (row_taps - top, row_weights), (column_taps - left, column_weights))
 
 
 def resample(

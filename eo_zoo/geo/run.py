@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from eo_zoo.files import replacing
 from eo_zoo.geo import job, output
 from eo_zoo.geo.job import Job, Log, coarser
 from eo_zoo.geo.scene import GDAL_OPTIONS, Scene
-from eo_zoo.geo.stream import Encode, Tally, map_strips, pooled_vector
+from eo_zoo.geo.stream import Encode, Raster, Source, Tally, map_strips, pooled_vector
 from eo_zoo.geo.tiles import TileGrid, default_overlap
 from eo_zoo.sensors import Statistics
 
@@ -56,6 +57,10 @@ class Options(job.JobOptions):
     pool: str | None = None
     overlap: int | None = None
     out_dtype: str = "float32"
+    patch_size: int | None = None
+    output: str | None = None
+    output_modality: str | None = None
+    tile: float | None = None
 
 
 def embed_scene(
@@ -85,94 +90,129 @@ def embed_scene(
     """
     layer, patch, channels = model_layer(model, options.layer)
     grid = tile_grid(scene, model, patch, options)
-    tally = Tally(statistics, job.true_colour(scene) if options.preview else None)
-    work = Job(scene, model, statistics, options, tally, log or Log(), name, source)
-    with contextlib.ExitStack() as stack:
-        encode = stack.enter_context(job.evaluating(model, _features(model, layer, options), options))
-        tick = stack.enter_context(job.progress_bar("embedding", len(grid), options.progress))
-        stack.enter_context(rasterio.Env(**GDAL_OPTIONS))
-        run = _Run(work, grid, options, encode, tick, layer)
-        shape, nodata, vector = _write_vector(run) if options.pool else _write_map(run, channels)
-    return Embedding(shape=shape, vector=vector, **work.facts(1 if options.pool else patch, nodata))
+    raster = Raster(scene, statistics, Tally(statistics, job.true_colour(scene) if options.preview else None), patch)
+    pool, layers = options.pool, len(cast(Any, model).feature_info)
+    run = Run(
+        Job(raster, model, options, log or Log(), name, source),
+        raster,
+        grid,
+        channels=channels,
+        cell=patch,
+        layer=str(layer),
+        tags={
+            "LAYER": f"pool {pool}" if pool else f"{layer} (0 to {layers - 1})",
+            "PATCH": str(patch),
+            "TILE": str(grid.tile),
+            "OVERLAP": str(grid.overlap),
+        },
+    )
+    return run.write(_features(model, layer, options), vector=pool is not None)
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
+    """A job, and the tiles it goes over.
+
+    Args:
+        work: its options are ``Options``.
+        source: what the tiles are cut from.
+        grid: the tiles of ``source``.
+        channels: values of a cell.
+        cell: side of a cell of the output in pixels of the job's first input.
+        layer: of what kind the values are, for the descriptions of the map's bands.
+        tags: what only this kind of run has to tell.
+    """
+
     work: Job
+    source: Source
     grid: TileGrid
-    options: Options
-    encode: Encode
-    tick: Callable[[int], None]
-    layer: int
+    channels: int
+    cell: float
+    layer: str
+    tags: Mapping[str, str]
 
-    def tags(self) -> dict[str, str]:
-        pool, grid, layers = self.options.pool, self.grid, len(cast(Any, self.work.model).feature_info)
-        return self.work.tags(
-            {
-                "LAYER": f"pool {pool}" if pool else f"{self.layer} (0 to {layers - 1})",
-                "PATCH": str(grid.patch),
-                "TILE": str(grid.tile),
-                "OVERLAP": str(grid.overlap),
-            }
-        )
+    def write(self, forward: Callable[[Any], Tensor], *, vector: bool) -> Embedding:
+        """Write a map, or one vector.
 
+        Args:
+            forward: calls the model: normalised tiles to features (n, channels, rows, columns), or vectors.
+            vector: of the second kind.
 
-def _write_map(run: _Run, channels: int) -> tuple[tuple[int, ...], float, None]:
-    work, grid, options, preview = run.work, run.grid, run.options, run.options.preview
-    if options.out is None:
-        raise InputError("a map has to be written somewhere: give out, the path of a .tif, or pool for one vector")
-    shape = (channels, *grid.shape)
-    size = int(np.prod(shape, dtype=np.int64)) * (2 if options.out_dtype == "float16" else 4)
-    job.warn_space(options.out, size, work.log, ", or out_dtype float16")
-    components = output.Components(channels)
-    empty = 0
-    with contextlib.ExitStack() as stack:
-        # OUT takes its name last: whoever sees it can rely on all of it, the preview included.
-        path = stack.enter_context(output.replacing_raster(options.out))
-        picture = stack.enter_context(replacing(preview)) if preview else None
-        writer = stack.enter_context(
-            output.MapWriter(
-                path,
-                shape,
-                crs=work.scene.grid.crs,
-                transform=coarser(work.scene.grid.transform, grid.patch),
-                out_dtype=options.out_dtype,
-                descriptions=[f"{work.name}[{run.layer}] {channel}" for channel in range(channels)],
+        Raises:
+            InputError: there is nothing to embed, or the features are not finite.
+            OSError: the output cannot be written.
+        """
+        options = self.options
+        with (
+            job.evaluating(self.work.model, forward, options) as encode,
+            job.progress_bar("embedding", len(self.grid), options.progress) as tick,
+            rasterio.Env(**GDAL_OPTIONS),
+        ):
+            return self._write_vector(encode, tick) if vector else self._write_map(encode, tick)
+
+    @property
+    def options(self) -> Options:
+        """How to embed."""
+        return cast(Options, self.work.options)
+
+    def _write_map(self, encode: Encode, tick: Callable[[int], None]) -> Embedding:
+        work, options, preview, rows_cols = self.work, self.options, self.options.preview, self.grid.shape
+        if options.out is None:
+            raise InputError("a map has to be written somewhere: give out, the path of a .tif, or pool for one vector")
+        shape = (self.channels, *rows_cols)
+        size = int(np.prod(shape, dtype=np.int64)) * (2 if options.out_dtype == "float16" else 4)
+        job.warn_space(options.out, size, work.log, ", or out_dtype float16")
+        components = output.Components(self.channels)
+        empty = 0
+        with contextlib.ExitStack() as stack:
+            # OUT takes its name last: whoever sees it can rely on all of it, the preview included.
+            path = stack.enter_context(output.replacing_raster(options.out))
+            picture = stack.enter_context(replacing(preview)) if preview else None
+            writer = stack.enter_context(
+                output.MapWriter(
+                    path,
+                    shape,
+                    crs=work.grid.crs,
+                    transform=coarser(work.grid.transform, self.cell),
+                    out_dtype=options.out_dtype,
+                    descriptions=[f"{work.name}[{self.layer}] {channel}" for channel in range(self.channels)],
+                )
             )
-        )
-        for strip in map_strips(
-            work.scene, grid, work.statistics, run.encode, channels, batch_size=options.batch_size,
-            min_valid=options.min_valid, tally=work.tally, tick=run.tick,
-        ):  # fmt: skip
-            empty += int(np.isnan(strip[0]).sum())
-            writer.write(strip)
+            for strip in map_strips(
+                self.source, self.grid, encode, self.channels,
+                batch_size=options.batch_size, min_valid=options.min_valid, tick=tick,
+            ):  # fmt: skip
+                empty += int(np.isnan(strip[0]).sum())
+                writer.write(strip)
+                if picture:
+                    components.add(strip)
+            if empty == rows_cols[0] * rows_cols[1]:
+                work.raise_empty("embed")
+            writer.finish(work.tags(self.tags))
             if picture:
-                components.add(strip)
-        if empty == grid.shape[0] * grid.shape[1]:
+                self._write_preview(picture, components, path)
+        nodata = empty / (rows_cols[0] * rows_cols[1])
+        return Embedding(shape=shape, **work.facts(self.cell, nodata))
+
+    def _write_preview(self, picture: Path, components: output.Components, path: Path) -> None:
+        """The input that has a thumbnail beside the map."""
+        [one] = [one for one in self.work.opened.values() if one.tally.thumbnail]
+        if one.tally.thumbnail:
+            shown = one.tally.thumbnail.caption(one.scene.bands)
+            cell = round(self.cell * self.work.grid.transform.a / one.scene.grid.transform.a)
+            captions = shown, f"{self.work.name}: principal components 1, 2, 3"
+            output.write_preview(picture, one.tally.thumbnail, components, path, patch=cell, captions=captions)
+
+    def _write_vector(self, encode: Encode, tick: Callable[[int], None]) -> Embedding:
+        work, options = self.work, self.options
+        vector = pooled_vector(self.source, self.grid, encode, batch_size=options.batch_size, tick=tick)
+        if vector is None:
             work.raise_empty("embed")
-        writer.finish(run.tags())
-        thumbnail = work.tally.thumbnail
-        if picture and thumbnail:
-            captions = (thumbnail.caption(work.scene.bands), f"{work.name}: principal components 1, 2, 3")
-            output.write_preview(picture, thumbnail, components, path, patch=grid.patch, captions=captions)
-    return shape, empty / (grid.shape[0] * grid.shape[1]), None
-
-
-def _write_vector(run: _Run) -> tuple[tuple[int, ...], float, np.ndarray]:
-    work = run.work
-    vector = pooled_vector(
-        work.scene, run.grid, work.statistics, run.encode,
-        batch_size=run.options.batch_size, tally=work.tally, tick=run.tick,
-    )  # fmt: skip
-    if vector is None:
-        work.raise_empty("embed")
-    if not np.isfinite(vector).all():
-        raise InputError("the model gave infinite or undefined features: use dtype bfloat16 or float32")
-    written = run.tags()
-    if run.options.out is not None:
-        output.write_vector(run.options.out, vector, written)
-    pixels = run.grid.height * run.grid.width * len(work.scene.bands)
-    return vector.shape, 1 - int(work.tally.valid.sum()) / pixels, vector
+        if not np.isfinite(vector).all():
+            raise InputError("the model gave infinite or undefined features: use dtype bfloat16 or float32")
+        if options.out is not None:
+            output.write_vector(options.out, vector, work.tags(self.tags))
+        return Embedding(shape=vector.shape, vector=vector, **work.facts(1, work.missing()))
 
 
 def tile_grid(scene: Scene, model: Any, patch: int, options: Options) -> TileGrid:

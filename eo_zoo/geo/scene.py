@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,10 +18,12 @@ from rasterio.enums import MaskFlags
 
 from eo_zoo.errors import InputError
 from eo_zoo.geo.bands import BandReader, Valid, Values, read_bands
+from eo_zoo.geo.clouds import CloudBand, Clouds
 from eo_zoo.geo.grid import Grid, common_grid, name_of
 from eo_zoo.geo.names import given_bands
-from eo_zoo.geo.sources import SUFFIXES, BandSource, Files, Found, from_file, from_folder
+from eo_zoo.geo.sources import SUFFIXES, BandSource, Files, Found, from_file, from_files, from_folder
 from eo_zoo.geo.stac import from_item, is_remote, read_item
+from eo_zoo.geo.values import impossible
 from eo_zoo.sensors import get_sensor
 
 __all__ = ["Grid", "Scene", "open_scene"]
@@ -74,6 +77,16 @@ class Scene:
     ) -> None:
         self.close()
 
+    @property
+    def files(self) -> int:
+        """How many files its bands are read from."""
+        return len({band.dataset.name for band in self._bands})
+
+    @property
+    def masked(self) -> bool:
+        """Whether a cloud mask makes pixels invalid."""
+        return any(band.clouds for band in self._bands)
+
     def close(self) -> None:
         """Close all files."""
         self._stack.close()
@@ -96,15 +109,13 @@ class Scene:
         """
         values = np.zeros((len(self._bands), height, width), dtype=np.float32)
         valid = np.zeros(values.shape, dtype=bool)
-        top, left = max(row, 0), max(col, 0)
-        bottom, right = min(row + height, self.grid.height), min(col + width, self.grid.width)
-        if top >= bottom or left >= right:
+        window, inside = self.grid.clip(row, col, height, width)
+        if 0 in window[2:]:
             return values, valid
-        inside = (slice(top - row, bottom - row), slice(left - col, right - col))
         with rasterio.Env(**GDAL_OPTIONS):
             for places in self._together():
                 bands = [self._bands[place] for place in places]
-                part, mask = read_bands(bands, top, left, bottom - top, right - left)
+                part, mask = read_bands(bands, *window)
                 for i, (place, band) in enumerate(zip(places, bands, strict=True)):
                     converted = band.conversion.apply(part[i])
                     possible = mask[i] & ~np.isnan(converted)
@@ -120,15 +131,19 @@ class Scene:
 
         A scene no larger than the windows together is read whole.
         """
-        across = math.isqrt(max(windows, 1) - 1) + 1
-        rows, columns = (_spread(length, across, size) for length in (self.grid.height, self.grid.width))
-        parts: dict[str, list[Values]] = {band: [] for band in self.bands}
-        for row, height in rows:
-            for column, width in columns:
-                values, valid = self.read(row, column, height, width)
-                for i, band in enumerate(self.bands):
-                    parts[band].append(values[i][valid[i]])
-        return {band: np.concatenate(found) for band, found in parts.items()}
+        return samples(self.read, self.grid, self.bands, windows, size)
+
+    def on(self, grid: Grid, bands: Sequence[str] | None = None) -> Scene:
+        """The same on other pixels of the same CRS, resampled as bands of a scene are; the files stay with this one.
+
+        Args:
+            grid: the pixels wanted; they may reach beyond the files.
+            bands: canonical names in the order wanted, repeats allowed; None for all.
+        """
+        there = {band.name: band for band in self._bands}
+        chosen = self._bands if bands is None else [there[band] for band in bands]
+        found = Found(self.sensor, warnings=self.warnings)  # reading adds to them
+        return Scene(grid, [band.on(grid) for band in chosen], found, self.units)
 
     def beside(self, other: Scene) -> Scene:
         """The bands of this scene and then of another, on this one's pixels, as far as both reach.
@@ -165,10 +180,29 @@ class Scene:
         return list(files.values())
 
     def _warn_impossible(self, band: str) -> None:
-        # without a count: how often a pixel is read depends on the tiles
-        sentence = f"{band}: some values have no value in {self.units} (zero or negative power): taken as nodata"
+        sentence = impossible(band, self.units)
         if sentence not in self.warnings:
             self.warnings.append(sentence)
+
+
+def samples(
+    read: Callable[[int, int, int, int], tuple[Values, Valid]],
+    grid: Grid,
+    bands: Sequence[str],
+    windows: int,
+    size: int,
+) -> dict[str, Values]:
+    """See :meth:`Scene.sample`; ``read`` gives values and validity (..., C, height, width)."""
+    across = math.isqrt(max(windows, 1) - 1) + 1
+    rows, columns = (_spread(length, across, size) for length in (grid.height, grid.width))
+    parts: dict[str, list[Values]] = {band: [] for band in bands}
+    for row, height in rows:
+        for column, width in columns:
+            values, valid = read(row, column, height, width)
+            for band, found in parts.items():
+                i = bands.index(band)
+                found.append(values[..., i, :, :][valid[..., i, :, :]])
+    return {band: np.concatenate(found) for band, found in parts.items()}
 
 
 def _spread(length: int, count: int, size: int) -> list[tuple[int, int]]:
@@ -182,7 +216,7 @@ def _spread(length: int, count: int, size: int) -> list[tuple[int, int]]:
 
 
 def open_scene(
-    source: str | Path | Mapping[str, Any],
+    source: str | Path | Sequence[Path] | Mapping[str, Any],
     *,
     default_sensor: str,
     accepts: Collection[str],
@@ -195,6 +229,7 @@ def open_scene(
     units: str | None = None,
     boa_offset: float | None = None,
     nodata: float | None = None,
+    clouds: Clouds | None = None,
 ) -> Scene:
     """Open a raster, a folder of band files or a STAC item as one scene.
 
@@ -202,7 +237,8 @@ def open_scene(
     only.
 
     Args:
-        source: a file, a folder, an http(s) address, or a STAC item (file, address or its JSON as a dict).
+        source: a file, a folder, an http(s) address, a STAC item (file, address or its JSON as a dict), or a list of
+            files that belong together.
         default_sensor: whose band names are meant where neither ``sensor`` nor the source says.
         accepts: canonical names of the bands that the model takes; others are left out, with a note.
         target_units: of the values wanted, one of ``eo_zoo.sensors.UNITS``.
@@ -215,6 +251,7 @@ def open_scene(
         units: what the stored numbers are; None for what the metadata say, else the target's.
         boa_offset: see :func:`eo_zoo.geo.values.conversion`.
         nodata: stored value that means missing, instead of what the files declare.
+        clouds: how cloud masks found beside the bands make pixels invalid; None to leave them aside.
 
     Raises:
         InputError: the source, or what is asked of it, cannot be used; the message says why and what to do.
@@ -241,19 +278,24 @@ def open_scene(
             )
             for source in sources
         ]
+        if mask := _clouds(files, found, clouds or Clouds("off"), grid):
+            readers = [replace(reader, clouds=mask) for reader in readers]
         _tell(found, readers, grid, boa_offset)
         return Scene(grid, readers, found, target_units, stack.pop_all())
 
 
 def _find(
     files: Files,
-    source: str | Path | Mapping[str, Any],
+    source: str | Path | Sequence[Path] | Mapping[str, Any],
     sensor: str | None,
     default_sensor: str,
     bands: Sequence[str] | None,
 ) -> Found:
     if isinstance(source, Mapping):
         return from_item(source, None, sensor=sensor, default_sensor=default_sensor)
+    if not isinstance(source, str | Path):
+        name = get_sensor(sensor or default_sensor).name
+        return from_files(files, source, name, bands, stated=sensor is not None)
     text = str(source)
     suffix = Path(urlsplit(text).path if is_remote(text) else text).suffix.lower()
     # the address of an item of a STAC API ends in its id, without a suffix
@@ -288,6 +330,25 @@ def _selected(found: Found, accepts: Collection[str], bands: Sequence[str] | Non
     return [there[band] for band in wanted if band in accepts]
 
 
+def _clouds(files: Files, found: Found, rule: Clouds, grid: Grid) -> CloudBand | None:
+    """The cloud mask to use, if there is one."""
+    chosen = rule.choose(found.clouds, found.sources[0].label)
+    if chosen is None:
+        if found.clouds:
+            found.notes.append(f"cloud masks not used: {', '.join(source.label for source in found.clouds.values())}")
+        return None
+    kind, source = chosen
+    dataset = files.open(source.path)
+    own = common_grid({source.label: dataset}, None, [])
+    if own.crs != grid.crs:
+        raise InputError(
+            f"{source.label}: the cloud mask is in {name_of(own.crs)}, the bands in {name_of(grid.crs)}; warp it with "
+            "gdalwarp -t_srs, or choose masks 'off'"
+        )
+    found.notes.append(rule.note(kind, source.label))
+    return CloudBand(source.label, dataset, own, source.index, kind, rule)
+
+
 def _tell(found: Found, bands: Sequence[BandReader], grid: Grid, boa_offset: float | None) -> None:
     """Put what was decided about values and pixels into notes."""
     said: dict[str, list[str]] = {}
@@ -308,7 +369,12 @@ def _tell(found: Found, bands: Sequence[BandReader], grid: Grid, boa_offset: flo
     known = re.fullmatch(r"\d+(\.\d+)?", found.baseline)
     shifted = boa_offset is not None or any(band.conversion.add for band in bands)
     if known and float(found.baseline) >= NEW_BASELINE and not shifted:
-        found.warnings.append(
-            f"Sentinel-2 processing baseline {found.baseline}: from 04.00 on, dn are stored with 1000 added, "
-            "and nothing here says that it was taken off; pass --boa-offset -1000, or 0 if it was"
-        )
+        found.warnings.append(new_baseline(found.baseline))
+
+
+def new_baseline(baseline: str) -> str:
+    """The warning about dn that may be shifted."""
+    return (
+        f"Sentinel-2 processing baseline {baseline}: from 04.00 on, dn are stored with 1000 added, "
+        "and nothing here says that it was taken off; pass --boa-offset -1000, or 0 if it was"
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
 from eo_zoo.errors import InputError
-from eo_zoo.geo.names import LEFT_OUT, given_bands, match, match_file_name
+from eo_zoo.geo.names import LEFT_OUT, cloud_kind, given_bands, match, match_file_name
 from eo_zoo.sensors import get_sensor, resolve
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt")
@@ -54,6 +54,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     baseline: str = ""  # of Sentinel-2 processing ("04.00"), where an offset may still have to be applied
+    clouds: dict[str, BandSource] = field(default_factory=dict)  # masks by their kind, see names.cloud_kind
 
 
 class Files:
@@ -112,6 +113,14 @@ def described(dataset: DatasetReader, index: int, sensor: str) -> str | None:
         raise InputError(f"{Path(dataset.name).name}, band {index}: {error}") from error
 
 
+def _alpha_has_name(dataset: DatasetReader, sensor: str) -> bool:
+    """Whether the band that is alpha by its colour interpretation is one of the sensor's by its description."""
+    alpha = alpha_band(dataset)
+    with suppress(InputError):  # a name that may be several bands' is none here
+        return alpha is not None and described(dataset, alpha, sensor) is not None
+    return False
+
+
 # ---- one file ----
 
 
@@ -125,7 +134,8 @@ def from_file(files: Files, path: str, sensor: str, bands: Sequence[str] | None,
     label, indices = path.partition("?")[0].rstrip("/").rpartition("/")[2], data_bands(dataset)
     found = Found(sensor)
     # GDAL calls the fourth band of many files alpha by its place alone; a name given for it says what it is
-    alpha_is_data = bands is not None and len(indices) < len(bands) == dataset.count
+    given = bands is not None and len(indices) < len(bands) == dataset.count
+    alpha_is_data = given or _alpha_has_name(dataset, sensor)
     if alpha_is_data:
         indices = list(range(1, dataset.count + 1))
     if not indices:
@@ -142,9 +152,10 @@ def from_file(files: Files, path: str, sensor: str, bands: Sequence[str] | None,
         names = _named(bands, len(indices), label, sensor, found, said)
     elif any(said):
         names = list(said)
-        unknown = [_description(dataset, i) or f"band {i}" for i, n in zip(indices, said, strict=True) if not n]
-        if unknown:
-            found.notes.append(f"{label}: not used, as not a band of {sensor}: {', '.join(unknown)}")
+        unnamed = {i: _description(dataset, i) for i, n in zip(indices, said, strict=True) if not n}
+        others = [title or f"band {i}" for i, title in unnamed.items() if not cloud_kind(title)]
+        if others:
+            found.notes.append(f"{label}: not used, as not a band of {sensor}: {', '.join(others)}")
     elif len(indices) == 1 and (name := match_file_name(Path(label), sensor)):
         names = [name]
         found.notes.append(f"{label}: taken as {name} by its file name")
@@ -155,6 +166,10 @@ def from_file(files: Files, path: str, sensor: str, bands: Sequence[str] | None,
         names = list(get_sensor(sensor).band_names)
     else:
         raise InputError(_nameless(dataset, label, indices, sensor))
+    titles: Sequence[str | None] = bands or [_description(dataset, i) for i in indices]
+    for i, text in zip(indices, titles, strict=True):
+        if kind := cloud_kind(text):
+            found.clouds[kind] = BandSource(kind, str(path), f"{label} band {i}", i)
     pairs = [(name, index) for name, index in zip(names, indices, strict=True) if name]
     found.sources = [BandSource(name, str(path), label, i, masked=not alpha_is_data) for name, i in pairs]
     listed = [name for name, _ in pairs]
@@ -173,7 +188,7 @@ def _named(
             f"({', '.join(bands)}); give one name for each, in the file's order"
         )
     given = iter(given_bands(bands, sensor))
-    names = [None if band == LEFT_OUT else next(given) for band in bands]
+    names = [None if band == LEFT_OUT or cloud_kind(band) else next(given) for band in bands]
     # said is empty where the file's own descriptions could not be read
     wrong = [f"{name} ({other})" for name, other in zip(names, said, strict=False) if name and other and other != name]
     if wrong:
@@ -206,7 +221,7 @@ def _nameless(dataset: DatasetReader, label: str, indices: Collection[int], sens
     )
 
 
-# ---- a folder ----
+# ---- a folder, or files side by side ----
 
 
 def from_folder(files: Files, folder: Path, sensor: str) -> Found:
@@ -217,18 +232,55 @@ def from_folder(files: Files, folder: Path, sensor: str) -> Found:
     Raises:
         InputError: no rasters, none with a band's name, or two files of equal resolution for a band.
     """
-    found = Found(sensor)
-    if product := PRODUCT.search(str(folder.absolute())):
-        found.baseline = f"{product[1]}.{product[2]}"
-    paths = _rasters(folder)
+    paths = rasters(folder)
     if not paths:
         raise InputError(
             f"{folder}: no rasters in this folder (looked for *{', *'.join(SUFFIXES)}); "
             "give the folder that holds the band files"
         )
+    return _from_band_files(files, paths, sensor, folder)
+
+
+def from_files(
+    files: Files, paths: Sequence[Path], sensor: str, bands: Sequence[str] | None, *, stated: bool
+) -> Found:
+    """The bands of files that belong together: one with all bands, or one for each; and cloud masks beside them.
+
+    Raises:
+        InputError: as :func:`from_file` and :func:`from_folder`.
+    """
+    images = [path for path in paths if not cloud_kind(path.stem)]
+    if len(images) != 1:
+        return _from_band_files(files, paths, sensor, Path(paths[0]).parent)
+    found = from_file(files, str(images[0]), sensor, bands, stated=stated)
+    found.baseline = baseline_of(str(images[0].absolute()))
+    for path in paths:
+        if path not in images:
+            _add_clouds(found, path)
+    return found
+
+
+def baseline_of(path: str) -> str:
+    """The processing baseline of Sentinel-2 ("04.00") that a product's name, or a path with one, holds, or ""."""
+    product = PRODUCT.search(path)
+    return f"{product[1]}.{product[2]}" if product else ""
+
+
+def _add_clouds(found: Found, path: Path) -> bool:
+    """Whether this is a cloud mask by its name; of several of one kind the first counts."""
+    kind = cloud_kind(path.stem)
+    if kind:
+        found.clouds.setdefault(kind, BandSource(kind, str(path), path.name))
+    return kind is not None
+
+
+def _from_band_files(files: Files, paths: Sequence[Path], sensor: str, folder: Path) -> Found:
+    found = Found(sensor, baseline=baseline_of(str(paths[0].absolute())))
     chosen: dict[str, tuple[float, Path]] = {}
     unused = []
     for path in paths:
+        if _add_clouds(found, path):
+            continue
         dataset = files.open(path)
         band = _band_of_file(dataset, path, found) if len(data_bands(dataset)) == 1 else None
         if band is None:
@@ -270,7 +322,7 @@ def _band_of_file(dataset: DatasetReader, path: Path, found: Found) -> str | Non
     return by_description or by_name
 
 
-def _rasters(folder: Path) -> list[Path]:
+def rasters(folder: Path) -> list[Path]:
     """Rasters of a folder; of a Sentinel-2 product (.SAFE) those of its IMG_DATA."""
     images = sorted(folder.glob("GRANULE/*/IMG_DATA"))
     if len(images) > 1:

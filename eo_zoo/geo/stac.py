@@ -17,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from urllib.request import url2pathname
 
 from eo_zoo.errors import DownloadError, InputError
-from eo_zoo.geo.names import match
+from eo_zoo.geo.names import cloud_kind, match
 from eo_zoo.geo.sources import SUFFIXES, BandSource, Found
 from eo_zoo.sensors import get_sensor, list_sensors
 
@@ -89,7 +89,11 @@ def from_item(item: object, place: str | None, *, sensor: str | None, default_se
     for key, asset in item["assets"].items():
         if isinstance(asset, Mapping) and _is_raster(key, asset):
             bands = _bands_of(key, asset, place, found.sensor, name)
-            unused += [] if bands else [key]
+            kind = None if bands else cloud_kind(key)
+            if kind:
+                path = _path(str(asset.get("href", "")), place, key, name)
+                found.clouds.setdefault(kind, BandSource(kind, path, key))
+            unused += [] if bands or kind else [key]
             for rank, source in bands:
                 candidates.setdefault(source.band, []).append((rank, source))
     if not candidates:
@@ -279,11 +283,16 @@ def _choose(candidates: Mapping[str, list[tuple[Rank, BandSource]]], found: Foun
         )
 
 
+def item_baseline(properties: Mapping[str, Any]) -> str:
+    """The processing baseline of Sentinel-2 ("04.00") that an item's properties hold, or ""."""
+    return str(properties.get("s2:processing_baseline", properties.get("processing:version", "")))
+
+
 def _offsets(properties: Mapping[str, Any], found: Found) -> None:
     """Sentinel-2's offset of baseline 04.00, as far as the item tells."""
     applied = properties.get("earthsearch:boa_offset_applied", properties.get("sentinel:boa_offset_applied"))
     if applied is not True:
-        found.baseline = str(properties.get("s2:processing_baseline", properties.get("processing:version", "")))
+        found.baseline = item_baseline(properties)
         return
     # Earth Search lists -0.1 even where its GeoTIFFs have the offset taken off; its maintainers say that the
     # flag is what to believe (github.com/Element84/earth-search/issues/9). The JPEG 2000 twins are originals.

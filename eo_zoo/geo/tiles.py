@@ -18,19 +18,26 @@ class Axis:
         cells: cells that cover the raster, the last one padded where the raster ends inside it.
         tile: cells a tile spans.
         overlap: cells two neighbouring tiles share; the last two may share more.
+        unit: cells of which tile and overlap are multiples, and every tile's start too.
     """
 
     cells: int
     tile: int
     overlap: int
+    unit: int = 1
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
         """First cell of every tile: multiples of (tile - overlap), the last one shifted back to end with the
-        raster. A raster smaller than a tile has one tile, which reaches beyond it.
+        raster's last unit. A raster smaller than a tile has one tile, which reaches beyond it.
         """
-        last = max(self.cells - self.tile, 0)
+        last = max(-(-(self.cells - self.tile) // self.unit) * self.unit, 0)
         return (*range(0, last, self.tile - self.overlap), last)
+
+    @property
+    def span(self) -> int:
+        """Cells that the tiles reach together: the raster's, or more."""
+        return self.starts[-1] + self.tile
 
     def own(self, index: int) -> tuple[int, int]:
         """Cells ``[start, stop)`` that count for this tile alone: from its start to the next tile's start.
@@ -55,7 +62,7 @@ class Axis:
 
     @cached_property
     def _total(self) -> np.ndarray:
-        total = np.zeros(max(self.cells, self.tile))
+        total = np.zeros(self.span)
         for start in self.starts:
             total[start : start + self.tile] += self._bell
         return total
@@ -95,6 +102,7 @@ class TileGrid:
         patch: side of one output cell.
         tile: side of one tile, a multiple of ``patch``.
         overlap: shared by neighbouring tiles, a multiple of ``patch`` and less than ``tile``.
+        unit: cells; tile, overlap and the tiles' starts are multiples of it.
 
     Raises:
         InputError: the raster is smaller than one patch, or tile or overlap do not fit the patch.
@@ -105,6 +113,7 @@ class TileGrid:
     patch: int
     tile: int
     overlap: int
+    unit: int = 1
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < self.patch:
@@ -123,12 +132,15 @@ class TileGrid:
     @cached_property
     def rows(self) -> Axis:
         """Tiles from top to bottom."""
-        return Axis(-(-self.height // self.patch), self.tile // self.patch, self.overlap // self.patch)
+        return self._axis(self.height)
 
     @cached_property
     def cols(self) -> Axis:
         """Tiles from left to right."""
-        return Axis(-(-self.width // self.patch), self.tile // self.patch, self.overlap // self.patch)
+        return self._axis(self.width)
+
+    def _axis(self, pixels: int) -> Axis:
+        return Axis(-(-pixels // self.patch), self.tile // self.patch, self.overlap // self.patch, self.unit)
 
     @property
     def shape(self) -> tuple[int, int]:

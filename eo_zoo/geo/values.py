@@ -84,14 +84,15 @@ def conversion(
     scale, offset = 1.0 if scale is None else float(scale), 0.0 if offset is None else float(offset)
     if not (math.isfinite(scale) and math.isfinite(offset)) or scale == 0:
         raise InputError(f"scale {scale} and offset {offset} in the metadata are no conversion; correct them")
-    if target_units in ("dn", "reflectance") and _reflective(sensor):
+    if target_units in ("dn", "reflectance") and reflective(sensor):
         return _optical(dtype, target_units, sensor, units, scale, offset, boa_offset)
     if boa_offset is not None:
         raise InputError(f"--boa-offset is for optical dn, but the values wanted are {target_units} of {sensor}")
     return _other(dtype, target_units, sensor, units, scale, offset)
 
 
-def _reflective(sensor: str) -> bool:
+def reflective(sensor: str) -> bool:
+    """Whether a sensor measures reflected sunlight, at least in some bands: not radar."""
     return any(band.wavelength and band.wavelength[0] < REFLECTIVE for band in get_sensor(sensor).bands)
 
 
@@ -208,6 +209,12 @@ def _other(dtype: np.dtype, target: str, sensor: str, units: str | None, scale: 
     return Conversion(scale, offset, function, note)
 
 
+def impossible(band: str, units: str) -> str:
+    """The warning about values that a conversion has no result for."""
+    # without a count: how often a pixel is read depends on the tiles
+    return f"{band}: some values have no value in {units} (zero or negative power): taken as nodata"
+
+
 # ---- plausibility ----
 
 
@@ -227,7 +234,7 @@ def plausibility(samples: Mapping[str, npt.NDArray[np.floating]], statistics: St
     known = [band for band in samples if band in statistics.bands and samples[band].size]
     medians = {band: float(np.median(samples[band])) for band in known}
     warnings = _out_of_range(medians, statistics)
-    if statistics.units in ("dn", "reflectance") and _reflective(statistics.sensor):
+    if statistics.units in ("dn", "reflectance") and reflective(statistics.sensor):
         # all given bands help here, also those without statistics (B10 beside statistics of L2A)
         dn = DN if statistics.units == "reflectance" else 1.0
         brightness = {band: float(np.median(values)) * dn for band, values in samples.items() if values.size}

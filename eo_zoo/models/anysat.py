@@ -365,6 +365,9 @@ class AnySat(StrictLoading):
         """The vectors of an input's sub-patches, patch by patch: (B * n * n, s, D)."""
         one, x = INPUTS[name], data[name]
         projector = self.projectors[module_name(name)]
+        held = self.cls_token.dtype
+        if x.dtype != held and not torch.is_autocast_enabled(x.device.type):
+            raise InputError(f"{name} holds {x.dtype}, the model {held}: convert one of them, as by .to({held})")
         mask = data.get(f"{name}_mask")
         check_values(name, x, mask)
         if not one.series:

@@ -17,7 +17,7 @@ from eo_zoo import create_model, create_transform
 from eo_zoo.errors import InputError
 from eo_zoo.geo.classes import APART, NODATA, palette
 from eo_zoo.geo.predict import predict_raster
-from eo_zoo.geo.stream import Tally, window_strips
+from eo_zoo.geo.stream import Raster, Tally, window_strips
 from eo_zoo.geo.tiles import WindowGrid
 from eo_zoo.sensors import get_sensor
 from eo_zoo.weights import RECORDS
@@ -172,8 +172,8 @@ def test_memory_holds_a_row_of_windows() -> None:
     scene, rows = FakeScene(noise(40 * SIZE + 3, 40)), []
     grid = WindowGrid(scene.grid.height, 40, 1, SIZE, 0)
     for strip in window_strips(
-        scene, grid, statistics(), lambda x: np.zeros((len(x), 2), np.float32), 2,
-        batch_size=2, min_valid=0, tally=Tally(statistics()), tick=lambda count: None,
+        Raster(scene, statistics(), Tally(statistics())), grid, lambda x: np.zeros((len(x), 2), np.float32), 2,
+        batch_size=2, min_valid=0, tick=lambda count: None,
     ):  # fmt: skip
         rows.append(strip.shape[1])
         assert len(scene.reads) == len(rows) * 2

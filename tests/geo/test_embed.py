@@ -24,7 +24,7 @@ from eo_zoo.geo import opening
 from eo_zoo.geo.embed import embed_raster
 from eo_zoo.geo.run import Embedding, Log, Options, embed_scene
 from eo_zoo.geo.scene import open_scene
-from eo_zoo.geo.stream import Tally, map_strips, pooled_vector
+from eo_zoo.geo.stream import Raster, Tally, map_strips, pooled_vector
 from eo_zoo.geo.tiles import TileGrid
 from eo_zoo.sensors import Statistics, get_sensor, get_statistics, normalize
 from eo_zoo.weights import Record
@@ -245,8 +245,8 @@ def test_memory_holds_a_row_of_tiles(tmp_path: Path) -> None:
     scene, rows = FakeScene(noise(24 + 20 * STEP, 40)), []
     grid = TileGrid(scene.grid.height, 40, PATCH, TILE, 8)
     for strip in map_strips(
-        scene, grid, statistics(), lambda x: np.zeros((len(x), 1, 6, 6), np.float32), 1,
-        batch_size=2, min_valid=0, tally=Tally(statistics()), tick=lambda count: None,
+        Raster(scene, statistics(), Tally(statistics()), PATCH), grid,
+        lambda x: np.zeros((len(x), 1, 6, 6), np.float32), 1, batch_size=2, min_valid=0, tick=lambda count: None,
     ):  # fmt: skip
         rows.append(strip.shape[1])
         assert len(scene.reads) == len(rows) * 1
@@ -299,8 +299,8 @@ def test_pooling_nothing_is_none() -> None:
     scene = FakeScene(noise(24, 24), np.zeros((3, 24, 24), bool))
     grid = TileGrid(24, 24, PATCH, TILE, 0)
     assert pooled_vector(
-        scene, grid, statistics(), lambda x: np.zeros((len(x), 2)),
-        batch_size=1, tally=Tally(statistics()), tick=lambda count: None,
+        Raster(scene, statistics(), Tally(statistics()), PATCH), grid, lambda x: np.zeros((len(x), 2)),
+        batch_size=1, tick=lambda count: None,
     ) is None  # fmt: skip
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from affine import Affine
 
 from eo_zoo.geo import opening
 from eo_zoo.geo.checks import find_device
 from eo_zoo.geo.job import coarser, true_colour, weights_of
-from eo_zoo.geo.stream import _needed
+from eo_zoo.geo.stream import lacking
 from tests.geo.fakes import FakeModel, FakeScene, Origin, noise
 from tests.geo.test_embed import run
 
@@ -51,7 +52,8 @@ def test_a_module_stays_where_it_is():
 
 
 def test_the_least_number_of_valid_values_is_exact():
-    assert _needed(0.07, 1, 10) == 7  # 0.07 * 100 is a little more than 7
+    assert not lacking(np.array([7 / 100]), 0.07)[0]  # 0.07 * 100 is a little more than 7
+    assert lacking(np.array([6 / 100, 0]), 0.07).all() and lacking(np.zeros(1), 0)[0]
 
 
 def test_a_module_of_ones_own_is_set_to_eval(tmp_path):

@@ -180,7 +180,8 @@ def test_folder_with_other_files(tmp_path):
     (folder / "item.json").write_text("{}")
     with opened(folder) as scene:
         assert scene.bands == S2
-        assert any("SCL_20m.tif" in note and "TCI_10m.tif" in note for note in scene.notes)
+        assert any(note.startswith("not used") and "TCI_10m.tif" in note for note in scene.notes)
+        assert any(note.startswith("cloud masks not used") and "SCL_20m.tif" in note for note in scene.notes)
 
 
 def test_finest_file_wins(tmp_path):

@@ -106,3 +106,17 @@ def test_windows_hold_their_cells_and_own_every_pixel_once(tile: int, overlap: i
             assert start == low and high <= start + tile
             owned[low:high] += 1
         assert (owned == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("cells", "starts", "span"), [(7, (0, 2, 4), 8), (8, (0, 2, 4), 8), (3, (0,), 4), (9, (0, 2, 4, 6), 10)]
+)
+def test_tiles_begin_at_whole_units_and_may_reach_beyond(cells: int, starts: tuple[int, ...], span: int) -> None:
+    """Units of two cells, as sub-patches in a patch: the last unit may be cut by the raster's end."""
+    axis = Axis(cells, 4, 2, 2)
+    assert axis.starts == starts and axis.span == span
+    total = np.zeros(span)
+    for index, start in enumerate(starts):
+        total[start : start + 4] += axis.weights(index)
+    np.testing.assert_allclose(total, 1, atol=1e-6)
+    assert [axis.own(index) for index in range(len(starts))] == [*zip(starts, (*starts[1:], cells), strict=True)]

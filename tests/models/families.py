@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eo_zoo import sensors, weights
+from eo_zoo.models.anysat_inputs import INPUTS
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Family:
     """What differs between families: see the fields.
 
     ``smallest`` stands for the family in the quick lane, built with ``small`` there, and all its models in the slow
-    lane with ``full``; ``inputs`` makes (x, keyword arguments) from a model, a sensor and a batch size; ``pools`` are
-    its own pooling and another one.
+    lane with ``full``; ``inputs`` makes (x, keyword arguments) from a model, a sensor and a batch size, x being an
+    image batch or a dict of tensors; ``pools`` are its own pooling and another one.
     """
 
     smallest: str
@@ -43,6 +44,33 @@ def images_alone(model: nn.Module, sensor: str, batch: int) -> tuple[Tensor, dic
     return images(model, sensor, batch), {}
 
 
+def anysat_inputs(
+    names: Iterable[str], batch: int = 2, extent: float = 60.0, dates: int = 3, masks: bool = True
+) -> dict[str, Tensor]:
+    """Random inputs of these names over a tile of ``extent`` metres a side."""
+    generator = torch.Generator().manual_seed(1)
+    data: dict[str, Tensor] = {}
+    for name in names:
+        one = INPUTS[name]
+        side = 1 if name == "modis" else round(extent / one.gsd)
+        time = (dates,) if one.series else ()
+        data[name] = torch.randn(batch, *time, one.channels, side, side, generator=generator)
+        if one.series:
+            data[f"{name}_dates"] = torch.randint(1, 366, (batch, dates), generator=generator)
+        if one.series and masks:
+            data[f"{name}_mask"] = torch.rand(batch, dates, 1, side, side, generator=generator) > 0.3
+    return data
+
+
+def anysat_of_sensor(model: nn.Module, sensor: str, batch: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    names = [name for name, one in INPUTS.items() if sensors.sensor_of(one.order) == sensor]
+    return anysat_inputs(["s2", *names] if sensor == "MODIS" else names, batch), {}
+
+
+def anysat_strides(name: str) -> tuple[int, ...]:
+    return (1,) * {"anysat_base": 7, "anysat_small": 5}.get(name, 3)
+
+
 def smarties_strides(name: str) -> tuple[int, ...]:
     return (8, 8, 8) if name == "smarties_vit_nano" else (16, 16, 16)
 
@@ -52,6 +80,7 @@ def mars_strides(name: str) -> tuple[int, ...]:
 
 
 FAMILIES = {
+    "anysat": Family("anysat_nano", anysat_of_sensor, anysat_strides, ("token", "avg")),
     "smarties": Family("smarties_vit_nano", images_of_sensor, smarties_strides, ("token", "avg")),
     "mars": Family(
         "mars_base_sar", images_alone, mars_strides, ("avg", "max"),
