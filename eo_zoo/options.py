@@ -39,7 +39,7 @@ Offset = Annotated[
 Nodata = Annotated[float | None, typer.Option(help="Stored value that means missing, where the files do not say.")]
 Stats = Annotated[str | None, typer.Option(help="Statistics to normalise by: a recorded set or a JSON file.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU if there is one.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16 inside the model.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (what is fast here) inside the model.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
 

@@ -18,4 +18,7 @@ def test_its_python_runs(monkeypatch):
     for block in blocks:
         exec(block, names)  # noqa: S102 - our own
     assert names["vector"].shape == (1, 128)  # as the comment beside it says
+    assert [tuple(names[name].shape) for name in ("tile", "patches", "dense")] == [
+        (1, 128), (1, 3, 3, 128), (1, 30, 30, 256)
+    ]  # fmt: skip
     assert [made.shape[-1] for made in names["maps"]] == [128, 64, 32, 16]

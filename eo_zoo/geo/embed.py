@@ -111,7 +111,7 @@ def embed_raster(
             of several inputs it is the mean of theirs.
         batch_size: tiles encoded together, by default 8, of several inputs 1; other sizes agree within 1e-5.
         device: as torch names them; by default a GPU if there is one (a module stays where it is).
-        dtype: "float32", "bfloat16" or "float16" inside the model.
+        dtype: "float32", "bfloat16" or "float16" inside the model; "auto": bfloat16 where the device is fast in it.
         out_dtype: "float32" or "float16" in the map.
         preview: a .png: true colour (of a series the median over the dates) beside the first three principal
             components.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from eo_zoo import sensors
 from eo_zoo.errors import InputError
-from eo_zoo.geo.checks import one_of
+from eo_zoo.geo.checks import fast_dtype, one_of
 from eo_zoo.geo.output import Thumbnail
 from eo_zoo.geo.scene import Grid, Scene
 from eo_zoo.geo.series import Series
@@ -77,7 +77,8 @@ class JobOptions:
 
     def __post_init__(self) -> None:
         """Check the values, before anything is opened."""
-        one_of("dtype", self.dtype, tuple(DTYPES))
+        if one_of("dtype", self.dtype, ("auto", *DTYPES)) == "auto":
+            object.__setattr__(self, "dtype", fast_dtype(self.device))
         if not 0 <= self.min_valid <= 1:
             raise InputError(f"min_valid is {self.min_valid}, expected a share from 0 to 1")
         if self.batch_size < 1:

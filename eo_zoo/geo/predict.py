@@ -100,7 +100,7 @@ def predict_raster(
         seed: of the random mix; 0 if not said. Another batch size draws other mixes.
         batch_size: windows at a time.
         device: as torch names them; by default a GPU if there is one (a module stays where it is).
-        dtype: "float32", "bfloat16" or "float16" inside the model.
+        dtype: "float32", "bfloat16" or "float16" inside the model; "auto": bfloat16 where the device is fast in it.
         scores: a .tif for a map's scores.
         preview: a .png: true colour beside the map's classes, with a legend.
         overwrite: replace existing output.

@@ -35,8 +35,10 @@ from torch.nn import functional as F
 
 from eo_zoo import weights
 from eo_zoo.errors import InputError, WeightsError
-from eo_zoo.models.anysat import AnySat, bucket_table, from_official, init_residual, position_table
+from eo_zoo.models.anysat import AnySat
+from eo_zoo.models.anysat_blocks import bucket_table, init_residual, position_table
 from eo_zoo.models.anysat_inputs import CELL, INPUTS, check, days
+from eo_zoo.models.anysat_keys import from_official
 
 TARGETS = 4  # blocks of a tile that are predicted
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from affine import Affine
 
 from eo_zoo.geo import opening
 from eo_zoo.geo.checks import find_device
-from eo_zoo.geo.job import coarser, true_colour, weights_of
+from eo_zoo.geo.job import JobOptions, coarser, true_colour, weights_of
 from eo_zoo.geo.stream import lacking
 from tests.geo.fakes import FakeModel, FakeScene, Origin, noise
 from tests.geo.test_embed import run
@@ -49,6 +50,12 @@ def test_a_folders_name_is_the_sources():
 
 def test_a_module_stays_where_it_is():
     assert find_device(None, torch.nn.Linear(1, 1, device="meta")).type == "meta"
+
+
+@pytest.mark.parametrize(("found", "taken"), [({"avx512_bf16": True}, "bfloat16"), ({"avx512_f": True}, "float32")])
+def test_auto_is_bfloat16_only_where_the_cpu_has_it(found, taken, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert JobOptions(dtype="auto").dtype == taken
 
 
 def test_the_least_number_of_valid_values_is_exact():
