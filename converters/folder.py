@@ -35,7 +35,11 @@ def convert(checkpoint: Path, folder: Path, *, model: str) -> None:
         "num_classes": made.num_classes,
         "num_features": made.num_features,
         "pretrained_cfg": {key: made.pretrained_cfg[key] for key in KEPT if made.pretrained_cfg.get(key) is not None},
-        "eo_zoo": {"version": eo_zoo.__version__, "sha256": made.weights_origin.sha256, "bands": made.bands},
+        "eo_zoo": {
+            "version": eo_zoo.__version__,
+            "sha256": made.weights_origin.sha256,
+            **{what: getattr(made, what) for what in ("bands", "inputs") if hasattr(made, what)},
+        },
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

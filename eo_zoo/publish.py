@@ -59,12 +59,13 @@ def push_to_hub(
             "random ones, give own_weights=True"
         )
     held = str(model.weights_origin or "random")
+    takes = {what.capitalize(): ", ".join(getattr(model, what)) for what in ("bands", "inputs") if hasattr(model, what)}
     card = dict(
         description=f"{record.title}. Weights: {held}, as they were or trained further. Load it with "
         f'`import eo_zoo, timm; timm.create_model("hf-hub:{repo_id}", pretrained=True)`.',
         license=record.licence,
         citation=record.citation,
-        details={"Bands": ", ".join(getattr(model, "bands", ())), "Original": record.repository or "eo_zoo"},
+        details={**takes, "Original": record.repository or "eo_zoo"},
         tags=["earth-observation", "timm"],
     )
     commit = push_to_hf_hub(

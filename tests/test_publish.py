@@ -17,6 +17,7 @@ import eo_zoo
 from eo_zoo import publish, weights
 from eo_zoo.errors import InputError
 from tests.hub_server import COMMIT, HubServer, _Handler
+from tests.models.families import anysat_inputs
 
 SMALL = dict(img_size=64, embed_dim=32, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_size=2)
 
@@ -75,6 +76,17 @@ def test_what_is_pushed_is_whole_safe_and_comes_back_equal(hub):
     assert torch.equal(again(x), model(x))
     eo_zoo.push_to_hub(timm.create_model("smarties_vit_nano"), "me/other", token="hf_secret")
     assert "Weights: random" in hub.files["me/other", "README.md"].data.decode()
+
+
+def test_a_model_of_several_inputs(hub):
+    model = timm.create_model("anysat_nano", inputs=["s2", "spot"]).eval()
+    eo_zoo.push_to_hub(model, "me/any", token="hf_secret")
+    card = hub.files["me/any", "README.md"].data.decode()
+    assert "Inputs:** spot, s2" in card and "license: mit" in card and "Bands" not in card
+    again = timm.create_model("hf-hub:me/any", pretrained=True, inputs=["s2", "spot"]).eval()
+    data = anysat_inputs(["s2", "spot"])
+    assert torch.equal(again(data, 20, "dense"), model(data, 20, "dense"))
+    assert again.weights_origin.source == "hf://me/any/model.safetensors"
 
 
 def test_options_and_licence_are_passed_on(monkeypatch):

@@ -304,6 +304,9 @@ class TestInputs:
         valid = out["s1_mask"][:, :, 2]
         torch.testing.assert_close(out["s1"][:, :, 2][valid], (ratio[valid] - 3) / 6)
         assert (~valid).sum() == 1 and not valid[0, 1, 1, 1] and out["s1_mask"][:, :, 1].all()
+        two[0, 0, 1, 2, 0] = float("nan")  # the ratio lacks what either band lacks
+        out = eo_zoo.create_transform("anysat_base", stats=stats)({"s1": two, "s1_dates": [[1, 2]]})
+        assert (~out["s1_mask"][:, :, 2]).sum() == 2 and out["s1"][0, 0, 2, 2, 0] == 0
         three = torch.cat([two, torch.full_like(two[:, :, :1], 5.0)], dim=2)
         kept = eo_zoo.create_transform("anysat_base", stats=stats)({"s1": three, "s1_dates": [[1, 2]]})
         assert torch.equal(kept["s1"][:, :, 2], torch.full((1, 2, 3, 3), (5.0 - 3) / 6))

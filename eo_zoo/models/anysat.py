@@ -26,23 +26,8 @@ from torch import Tensor, nn
 from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError, WeightsError, nearest
 from eo_zoo.models._build import StrictLoading, build, cfgs_for, record_of
-from eo_zoo.models.anysat_blocks import (
-    ImageProjector,
-    PatchEncoder,
-    PoolingBlock,
-    bucket_table,
-    position_table,
-)
-from eo_zoo.models.anysat_inputs import (
-    CELL,
-    INPUTS,
-    MANY_PATCHES,
-    OUTPUTS,
-    Input,
-    check,
-    check_values,
-    days,
-)
+from eo_zoo.models.anysat_blocks import ImageProjector, PatchEncoder, PoolingBlock, bucket_table, position_table
+from eo_zoo.models.anysat_inputs import CELL, INPUTS, MANY_PATCHES, OUTPUTS, Input, check, check_values, days
 from eo_zoo.models.anysat_keys import PARTS, from_official, module_name
 from eo_zoo.models.anysat_series import SeriesProjector, pieces
 
@@ -52,7 +37,7 @@ ON_CPU, ELSEWHERE = 16 * 2**20, 2**30  # bytes of features at a time: what stays
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Modules
+# Model
 # ---------------------------------------------------------------------------------------------------------------
 
 
@@ -76,7 +61,7 @@ class AnySat(StrictLoading):
         drop_path_rate: stochastic depth of the last block, falling to 0 at the first.
 
     Raises:
-        InputError: an unknown input, pooling or output.
+        InputError: an unknown input, pooling or output, or no input that has a map.
     """
 
     layout = "anysat-1"
@@ -105,6 +90,9 @@ class AnySat(StrictLoading):
         _one_of("output", output, OUTPUTS)
         _one_of("part", part, (None, "student", "teacher"))
         self.inputs = tuple(name for name in INPUTS if inputs is None or name in inputs)
+        if set(self.inputs) <= {"modis"}:
+            others = ", ".join(name for name in INPUTS if name != "modis")
+            raise InputError(f"inputs are {list(self.inputs)}, expected one or more of {others}")
         self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
         self.part, self.memory = part, memory
         self.patch_size, self.output, self.output_modality = patch_size, output, output_modality
@@ -136,16 +124,13 @@ class AnySat(StrictLoading):
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """Initial (random) weights as in the public code."""
         self.weights_origin = None
-        projectors: Any = self.projectors.values()
-        for projector in projectors:
-            projector.init_weights()
-        self.patch_encoder.init_weights()
-        trunc_normal_(self.cls_token, std=0.02)
-        nn.init.zeros_(self.pool.query)
-        trunc_normal_(self.pool.distance, std=0.02)
-        for module in [*self.blocks.modules(), *self.pool.modules()]:
-            if isinstance(module, nn.Linear):
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm | nn.GroupNorm):
                 module.reset_parameters()
+        for part in self.modules():
+            if isinstance(part, SeriesProjector | PatchEncoder | PoolingBlock):
+                part.init_weights()
+        trunc_normal_(self.cls_token, std=0.02)
 
     def get_classifier(self) -> nn.Module:
         """The linear layer, or Identity without classes."""
@@ -168,9 +153,8 @@ class AnySat(StrictLoading):
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the learned tokens and questions."""
-        single = {"cls_token", "patch_encoder.cls_token", "pool.query"}
-        return single | {name for name, _ in self.named_parameters() if name.endswith((".pad", "distance"))}
+        """Names of the learned tokens, questions, distances and what masked values become."""
+        return {name for name, _ in self.named_parameters() if name.endswith(("cls_token", "query", "pad", "distance"))}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups from the input on, for layer-wise learning rates."""
@@ -244,7 +228,7 @@ class AnySat(StrictLoading):
         if patch_size is None:
             patch_size = self.patch_size
         names, patch_size, patches = check(data, patch_size, self.inputs)
-        if patches**2 > MANY_PATCHES:
+        if patches**2 > MANY_PATCHES and not torch.compiler.is_compiling():
             _warn_many(patches, patch_size)
         batch = len(data[names[0]])
         tokens, modis, kept = [], [], None
@@ -284,7 +268,7 @@ class AnySat(StrictLoading):
         self, data: Any, patch_size: int | None, scale: int | None, *, tile: bool = False, keep: str | None = None
     ) -> tuple[Tensor, Tensor | None, int]:
         parts, kept, patch_size, patches = self._tokens(data, patch_size, scale, keep)
-        prefix = sum(part.shape[1] == 1 for part in parts[:2]) if "modis" in data else 1
+        prefix = 2 if "modis" in data else 1
         tokens = torch.cat(parts, dim=1)
         for tokens in self.run_blocks(tokens):  # noqa: B007, B020 - the last is what counts
             pass

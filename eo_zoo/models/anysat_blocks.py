@@ -56,11 +56,6 @@ class ImageProjector(nn.Module):
         self.fc1, self.norm1 = nn.Linear(dim, 2 * dim), nn.LayerNorm(2 * dim)
         self.fc2, self.norm2 = nn.Linear(2 * dim, dim), nn.LayerNorm(dim)
 
-    def init_weights(self) -> None:
-        """Initial (random) weights: torch's."""
-        for layer in (self.embed, self.fc1, self.norm1, self.fc2, self.norm2):
-            layer.reset_parameters()
-
     def forward(self, x: Tensor, patches: int) -> Tensor:
         """Images of ``patches`` patches a side."""
         batch, channels, side, _ = x.shape
@@ -147,7 +142,7 @@ class PatchEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def init_weights(self) -> None:
-        """Initial (random) weights as in the public code."""
+        """Initial (random) weights as in the public code, where they are not torch's."""
         nn.init.zeros_(self.cls_token)
         init_residual(self, self.blocks)
         for block in self.blocks:
@@ -182,6 +177,11 @@ class PoolingBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
+
+    def init_weights(self) -> None:
+        """Initial (random) weights as in the public code, where they are not torch's."""
+        nn.init.zeros_(self.query)
+        trunc_normal_(self.distance, std=0.02)
 
     def forward(self, x: Tensor, positions: Tensor, buckets: Tensor) -> Tensor:
         """Tokens (B, L, D), positions (1 or B, Q, D) and buckets (Q, L), or (B, Q, L), to (B, Q, D)."""

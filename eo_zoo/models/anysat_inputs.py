@@ -6,6 +6,7 @@ Source: the hub configuration of github.com/gastruc/AnySat at e03e72e, and for l
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,7 +126,9 @@ def _names(data: Mapping[str, Any], known: Sequence[str]) -> list[str]:
         )
     names = [key for key in data if key in known]
     for key in data:
-        name = key.removesuffix("_dates").removesuffix("_mask") if isinstance(key, str) else key
+        name, _, companion = str(key).rpartition("_")
+        if companion not in ("dates", "mask"):
+            name = key
         if name not in known:
             companions = [f"{one}_{what}" for one in known if INPUTS[one].series for what in ("dates", "mask")]
             raise InputError(f"unknown input {key!r}. {nearest(str(key), [*known, *companions])}")
@@ -178,6 +181,8 @@ def _check_companions(name: str, data: Mapping[str, Any]) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise InputError(f"{name}_mask holds {kind}, expected a bool tensor that is True where a value is valid")
+    if mask.device != x.device:
+        raise InputError(f"{name}_mask is on {mask.device}, {name} on {x.device}: move it there")
     if mask.shape not in (x.shape, x[:, :, :1].shape):
         raise InputError(
             f"{name}_mask has the shape {tuple(mask.shape)}, expected that of {name}, {tuple(x.shape)}, or with one "
@@ -186,7 +191,7 @@ def _check_companions(name: str, data: Mapping[str, Any]) -> None:
 
 
 def _patches(patch_size: int, extent: float, step: int, names: Sequence[str]) -> int:
-    if not isinstance(patch_size, (int, float)):
+    if not isinstance(patch_size, numbers.Real):
         raise InputError(f"patch_size is {patch_size!r}, expected a number of metres")
     sizes = fitting(extent, step)
     if not sizes:  # images alone: series always cover a multiple of their pixels

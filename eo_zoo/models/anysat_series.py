@@ -86,10 +86,7 @@ class SeriesProjector(nn.Module):
         self.pad = nn.Parameter(torch.zeros(()))  # what masked values become
 
     def init_weights(self) -> None:
-        """Initial (random) weights as in the public code."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                module.reset_parameters()
+        """Initial (random) weights as in the public code, where they are not torch's."""
         for tensor in (self.query, self.key.weight):
             nn.init.normal_(tensor, std=math.sqrt(2 / KEY_WIDTH))
         nn.init.zeros_(self.key_bias)

@@ -61,6 +61,8 @@ class AnySatPretraining(nn.Module):
     data sets, patches of 10 and 20 m (TreeSatAI-TS, FLAIR), 30 m (PLANTED), 40, 80 and 160 m (PASTIS-HD, S2NAIP), AdamW
     with weight decay 0.05, learning rate 5e-5, a tenth of it after 10 epochs without progress.
 
+    What a batch does not hold gets no gradient: ``DistributedDataParallel`` needs ``find_unused_parameters=True``.
+
     Args:
         encoder: the student, without a classifier; it is trained in place. The teacher begins as its copy.
         predictor_depth: blocks of the predictor, which is as wide as the encoder.
@@ -400,7 +402,8 @@ def contrastive_loss(vectors: Tensor, valid: Tensor | None = None, *, temperatur
     """
     inputs, batch, count = vectors.shape[:3]
     x = F.normalize(vectors.float().flatten(0, 2), dim=-1)
-    logits = x @ x.T / temperature
+    with torch.autocast(x.device.type, enabled=False):  # a tenth of bfloat16's digits is too few
+        logits = x @ x.T / temperature
     tile = torch.arange(inputs * batch, device=x.device).repeat_interleave(count)
     out = tile[:, None] == tile
     if valid is not None:

@@ -15,7 +15,8 @@ from torch import nn
 
 import eo_zoo
 from eo_zoo.errors import InputError, WeightsError
-from eo_zoo.models import anysat
+from eo_zoo.layers.positions import kept
+from eo_zoo.models import anysat, anysat_blocks
 from eo_zoo.models.anysat_inputs import INPUTS, fitting
 from eo_zoo.models.anysat_series import SeriesProjector, pieces
 from tests.models.families import anysat_inputs
@@ -306,6 +307,18 @@ class TestCalls:
         assert torch.equal(model(data), model(data, 10)) and model(data).shape == (2, 128)
         assert model(anysat_inputs(["l7"]), output="patch").shape == (2, 2, 2, 128)  # 30 m by default
 
+    def test_parameter_groups_run_from_the_input_to_the_head(self):
+        model = nano(num_classes=3)
+        layer = timm.models.group_parameters(model, model.group_matcher(), reverse=True)
+        expected = {
+            "projectors.s2.pad": 0, "patch_encoder.cls_token": 0, "patch_encoder.blocks.0.attn.distance": 1,
+            "patch_encoder.blocks.1.norm1.weight": 2, "patch_encoder.norm.bias": 2, "cls_token": 2,
+            "blocks.0.norm1.weight": 3, "blocks.1.mlp.fc2.bias": 4, "pool.query": 5, "head.weight": 5,
+        }  # fmt: skip
+        assert {name: layer[name] for name in expected} == expected
+        coarse = timm.models.group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+        assert [coarse[name] for name in expected] == [0, 0, 1, 1, 1, 1, 2, 2, 3, 3]
+
     def test_the_order_of_the_dict_is_that_of_the_inputs(self, model):
         """Tokens know their patch, but no input's place in the dict."""
         data = anysat_inputs(["s2", "spot", "modis"])
@@ -547,6 +560,15 @@ class TestTracing:
 
     DATA = anysat_inputs(["s2", "l7", "modis"])
 
+    def low(self):
+        return {key: tensor.bfloat16() if tensor.is_floating_point() else tensor for key, tensor in self.DATA.items()}
+
+    @pytest.fixture(autouse=True)
+    def _no_tables(self, monkeypatch):
+        """None that another test made."""
+        for name in ("position_table", "bucket_table"):
+            monkeypatch.setattr(anysat, name, kept(getattr(anysat, name).__wrapped__))
+
     def create(self):
         return nano(depth=1, inputs=["s2", "l7", "modis"])
 
@@ -570,6 +592,13 @@ class TestTracing:
             torch.testing.assert_close(graph(self.DATA, **call), self.expected(), atol=1e-5, rtol=1e-5)
         self.trains(model)
 
+    @torch.no_grad()
+    def test_export_of_another_type(self):
+        """Tables are converted to it, and what a tracer converts is none."""
+        model, data = self.create().bfloat16(), self.low()
+        graph = torch.export.export(model, (data,)).module()
+        torch.testing.assert_close(graph(data), model(data))
+
     def test_compiled_first(self):
         torch._dynamo.reset()
         model = self.create()
@@ -592,10 +621,7 @@ class TestTracing:
         model = self.create()
         with torch.no_grad():
             model(self.DATA)
-            low = {
-                key: tensor.bfloat16() if tensor.is_floating_point() else tensor for key, tensor in self.DATA.items()
-            }
-            made = copy.deepcopy(model).bfloat16()(low, output="all")
+            made = copy.deepcopy(model).bfloat16()(self.low(), output="all")
             back = model(self.DATA, output="all")
             with torch.autocast("cpu", torch.bfloat16):
                 mixed = model(self.DATA, output="all").float()
@@ -607,7 +633,7 @@ class TestTracing:
         with torch.no_grad():
             model(self.DATA, output="all")
             for name in ("sincos_positions", "np"):  # all that they are made by
-                monkeypatch.setattr(anysat, name, None)
+                monkeypatch.setattr(anysat_blocks, name, None)
             model(self.DATA, output="all")
 
 

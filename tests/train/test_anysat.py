@@ -358,6 +358,13 @@ def test_bfloat16_autocast():
     assert output.loss.item() == pytest.approx(model(small(), 10, **given).loss.item(), rel=0.02)
 
 
+def test_the_contrast_is_exact_under_autocast():
+    vectors = uniform("contrast", (3, 2, 4, 128))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = contrastive_loss(vectors)
+    assert torch.equal(found, contrastive_loss(vectors))
+
+
 # ---- the teacher ----
 
 
