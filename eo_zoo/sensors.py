@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -287,7 +287,10 @@ def get_statistics(name_or_path: str | Path) -> Statistics:
 
 
 def statistics_for(
-    stats: str | Path | Statistics | Mapping[str, Any], inputs: Mapping[str, Sequence[str]]
+    stats: str | Path | Statistics | Mapping[str, Any],
+    inputs: Mapping[str, Sequence[str]],
+    *,
+    others: Collection[str] = (),
 ) -> dict[str, Statistics]:
     """Statistics for a model of several inputs, in the order of each input's bands.
 
@@ -295,6 +298,7 @@ def statistics_for(
         stats: one set (a recorded name, a .json file, or an object), which holds for every input whose bands it has;
             or one a named input: a mapping, or a .json file that holds such an object, as ``eo-zoo stats`` writes it.
         inputs: canonical band names of each input.
+        others: inputs that a file may hold too, and that are not wanted now.
 
     Returns:
         The inputs that ``stats`` speaks of, in the order of ``inputs``.
@@ -307,7 +311,8 @@ def statistics_for(
         and str(stats).endswith(".json")
         and _is_several(values := _read_json(Path(stats)))
     ):
-        stats = {name: _of_file(own, Path(stats), name) for name, own in values.items()}
+        path, unwanted = Path(stats), set(others) - set(inputs) if inputs.keys() & values.keys() else set()
+        stats = {name: _of_file(own, path, name) for name, own in values.items() if name not in unwanted}
     if not isinstance(stats, Mapping):
         own = stats if isinstance(stats, Statistics) else get_statistics(stats)
         found = {name: own.select(bands) for name, bands in inputs.items() if set(bands) <= set(own.bands)}

@@ -11,7 +11,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform
 
 from eo_zoo.errors import InputError
-from eo_zoo.geo.grid import NEAR, Bounds, Grid, name_of
+from eo_zoo.geo.grid import NEAR, Bounds, Grid, coincide, name_of
 from eo_zoo.geo.tiles import TileGrid, default_overlap
 
 LOSS = 0.05  # share of the common ground that may be given up so that nothing has to be resampled
@@ -60,13 +60,13 @@ def common_area(
         gsds: metres a pixel that the model takes them at; an input that has a place but no corner of its own (a pixel
             for a whole tile) is left out.
         unit: metres.
-        notes: gets a sentence where an input reaches further.
+        notes: gets a sentence where an input reaches further, or names the CRS differently.
         box: a part of the map, if not all is wanted.
 
     Raises:
         InputError: another CRS than the others', or none in metres; or the inputs do not overlap by ``unit`` metres.
     """
-    crs = _metric(grids)
+    crs = _metric(grids, notes)
     boxes = {key: grid.bounds for key, grid in grids.items()}
     limits = [*boxes.values(), *([box] if box else [])]
     left, bottom = (max(one[side] for one in limits) for side in (0, 1))
@@ -90,15 +90,20 @@ def common_area(
     return Area(crs, x, y, height, width)
 
 
-def _metric(grids: Mapping[str, Grid]) -> CRS:
+def _metric(grids: Mapping[str, Grid], notes: list[str]) -> CRS:
     """The one CRS of all, in metres."""
     first, *others = grids
     crs = grids[first].crs
     for key in others:
-        if grids[key].crs != crs:
+        if not coincide(grids[key], crs):
             raise InputError(
                 f"the inputs have different CRS: {first} {name_of(crs)}, {key} {name_of(grids[key].crs)}; warp them to "
                 "one with gdalwarp -t_srs"
+            )
+        if grids[key].crs != crs:
+            notes.append(
+                f"{key}: its CRS, {name_of(grids[key].crs)}, gives the same coordinates here as that of {first}, "
+                f"{name_of(crs)}: taken as one"
             )
     if crs.is_geographic or not math.isclose(crs.linear_units_factor[1], 1, rel_tol=1e-6):
         left, bottom, right, top = grids[first].bounds

@@ -74,12 +74,12 @@ def find_device(device: str | torch.device | None, model: str | nn.Module) -> to
 
 
 def fast_dtype(device: torch.device) -> str:
-    """"bfloat16" where the device computes in it, else "float32": a CPU without AMX or avx512_bf16 is slower in it."""
+    """ "bfloat16" where the device computes in it, else "float32": a CPU without AMX or avx512_bf16 is slower in it."""
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # torch before 2.10 does not tell
-        found = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+        found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
         fast = any(found.get(name) for name in ("amx_bf16", "avx512_bf16"))
     return "bfloat16" if fast else "float32"
 

@@ -127,6 +127,23 @@ def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.10g}" for value in values)
 
 
+def coincide(grid: Grid, crs: CRS) -> bool:
+    """Whether a grid's corners have the same coordinates in another CRS, to a hundredth of a pixel.
+
+    They have where it is the same under another name or none, and in UTM on ETRS89 or NAD83 and on WGS 84, between
+    which PROJ too makes no difference.
+    """
+    if grid.crs == crs:
+        return True
+    left, bottom, right, top = grid.bounds
+    try:
+        x, y = transform(grid.crs, crs, [left, right], [bottom, top])
+    except (RasterioError, CPLE_BaseError):  # one of them is no place on the Earth
+        return False
+    near = min(grid.transform.a, -grid.transform.e) / 100
+    return all(abs(a - b) < near for a, b in zip((*x, *y), (left, right, bottom, top), strict=True))
+
+
 def name_of(crs: CRS) -> str:
     """EPSG code where there is one, else the WKT's name."""
     code = crs.to_epsg()

@@ -21,7 +21,8 @@ from eo_zoo.geo.scene import Scene
 KEPT_OPEN = 128  # files; some systems allow a process 256, and others are open too
 COMMON = 0.5  # of the area: dates that share less are of different places
 SHOWN = 3  # dates that a sentence lists
-DATED = re.compile(r"\d{4}[-_.]\d\d[-_.]\d\d|\d{6,}")  # what names of files of other dates differ by
+# words that hold a date are names of files: those of other dates may differ in satellite and baseline too
+DATED = re.compile(r"\S*(?:\d{4}[-_.]\d\d[-_.]\d\d|\d{6,})\S*")
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,13 @@ class Scenes:
             if 0 in (grid.height, grid.width):
                 continue
             with part.scene() as opened:
-                scene = opened.on(grid, self.bands)
+                scene, told = opened.on(grid, self.bands), len(opened.warnings)  # those were gathered at opening
                 found, mask = scene.read(row - first_row, col - first_col, height, width)
             at = self.dates.index(part.date)
             new = mask & ~valid[at]
             values[at][new] = found[new]
             valid[at] |= new
-            self.warnings.extend(sentence for sentence in scene.warnings if sentence not in self.warnings)
+            self.warnings.extend(sentence for sentence in scene.warnings[told:] if sentence not in self.warnings)
         return values, valid
 
     def on(self, grid: Grid) -> Scenes:

@@ -23,7 +23,7 @@ from eo_zoo.geo.cubefile import is_cube
 from eo_zoo.geo.cubegrid import Place
 from eo_zoo.geo.cubes import open_cube
 from eo_zoo.geo.dated import Image, dated_files, dated_items
-from eo_zoo.geo.grid import Grid, name_of
+from eo_zoo.geo.grid import Grid, coincide, name_of
 from eo_zoo.geo.request import RATIOS, Request, as_date
 from eo_zoo.geo.scene import GDAL_OPTIONS, Scene, open_scene, samples
 from eo_zoo.geo.scenes import Scenes, open_scenes
@@ -121,7 +121,7 @@ class Series:
         Raises:
             InputError: another CRS.
         """
-        if grid.crs != self.grid.crs:
+        if not coincide(grid, self.grid.crs):
             own = f"in {name_of(self.grid.crs)}" if self.grid.crs else "without a place"
             raise InputError(
                 f"the series is {own}, the pixels wanted are in {name_of(grid.crs)}; warp it with gdalwarp -t_srs"

@@ -196,7 +196,7 @@ def _opened(
 
 def _statistics(orders: Mapping[str, Sequence[str]], readings: Readings) -> dict[str, Statistics]:
     """What the user gives, else the preset's, else those recorded for the model's own order."""
-    given = sensors.statistics_for(readings.stats, orders) if readings.stats is not None else {}
+    given = sensors.statistics_for(readings.stats, orders, others=INPUTS) if readings.stats is not None else {}
     made = {}
     for key, order in orders.items():
         recorded: str | None = INPUTS[key].order if INPUTS[key].order in sensors.list_statistics() else None

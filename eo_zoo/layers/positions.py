@@ -44,18 +44,18 @@ def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @torch.compiler.assume_constant_result
     @functools.wraps(make)
     def table(*numbers: Any) -> Tensor:
-        if numbers not in tables:
-            *shape, device, dtype = numbers
-            # outside of inference mode: a table made there could not serve a later backward pass
-            with torch.inference_mode(False):
-                made = make(*shape)
-                if (made.device, made.dtype) != (device, dtype):
-                    made = made.to(device, dtype)
-            if type(made) is not Tensor:  # a tracer's stand-in
-                return made
+        if (found := tables.get(numbers)) is not None:
+            return found
+        *shape, device, dtype = numbers
+        # outside of inference mode: a table made there could not serve a later backward pass
+        with torch.inference_mode(False):
+            made = make(*shape)
+            if (made.device, made.dtype) != (device, dtype):
+                made = made.to(device, dtype)
+        if type(made) is Tensor:  # and not a tracer's stand-in
             if len(tables) >= MOST:
                 tables.clear()
             tables[numbers] = made
-        return tables[numbers]
+        return made
 
     return table

@@ -295,9 +295,10 @@ class AnySat(StrictLoading):
         *,
         patch_size: int | None = None,
         scale: int | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-        **unused: Any,
     ) -> Any:
         """Maps (B, D, n, n) after each block: the mean over the inputs' tokens of a patch; the last is the pooled one.
 
@@ -306,9 +307,10 @@ class AnySat(StrictLoading):
             indices: of the maps wanted, as timm has them; all by default.
             patch_size: in metres.
             scale: patch size in units of 10 m.
+            norm: timm's; there is no norm behind the blocks.
+            stop_early: timm's; all blocks are computed.
             output_fmt: "NCHW", or "NLC" for tokens (B, n * n, D).
             intermediates_only: leave out what ``forward_features`` gives, which comes first otherwise.
-            **unused: timm's ``norm`` and ``stop_early``; there is no norm behind the blocks.
         """
         _one_of("output_fmt", output_fmt, ("NCHW", "NLC"))
         wanted, _ = feature_take_indices(len(self.feature_info), indices)

@@ -119,8 +119,10 @@ class Record:
 
     @property
     def key(self) -> str:
-        """The name with a mark of where the file comes from: two origins never share a pin or a lock."""
-        return f"{self.name}-{hashlib.sha256(f'{self.source}@{self.revision}'.encode()).hexdigest()[:8]}"
+        """The architecture with a mark of where the file comes from: records of one file share its pin and its lock,
+        those of two never do.
+        """
+        return f"{self.name.partition('.')[0]}-{hashlib.sha256(f'{self.source}@{self.revision}'.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)

@@ -559,7 +559,7 @@ def test_an_image_smaller_than_a_patch(tmp_path: Path, fake_route: dict[str, Any
         ("o.tif", {"min_valid": 1.5}, "min_valid is 1.5, expected a share from 0 to 1"),
         ("o.tif", {"min_valid": float("nan")}, "min_valid is nan"),
         ("o.tif", {"batch_size": 0}, "batch_size is 0, expected 1 or more"),
-        ("o.tif", {"dtype": "float64"}, "dtype is 'float64', expected float32 or bfloat16 or float16"),
+        ("o.tif", {"dtype": "float64"}, "dtype is 'float64', expected auto or float32 or bfloat16 or float16"),
         ("o.tif", {"out_dtype": "int8"}, "out_dtype is 'int8', expected float32 or float16"),
         ("o.npy", {"pool": "max"}, "pool is 'max', expected token or avg"),
         ("o.npy", {"pool": "avg", "layer": 1, "min_valid": 0.5}, "layer, min_valid only apply to maps"),

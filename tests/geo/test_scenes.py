@@ -93,3 +93,22 @@ def test_sentences_of_dates_become_one(tmp_path):
     assert sum("dn = stored" in note for note in series.notes) == 2
     assert any(note.startswith("2020-02-19, 2020-03-05: all bands: no units") for note in series.notes)
     assert any(note.startswith("2020-02-24: all bands: scale 0.0001") for note in series.notes)
+
+
+def test_sentences_that_differ_by_names_of_products_become_one(tmp_path):
+    """Satellite and baseline differ too, not the date alone."""
+    names = [f"S2{'AB'[at % 2]}_MSIL2A_{day}T112111_N0{at}00" for at, day in enumerate(DATES)]
+    for name in names:
+        write_raster(tmp_path / f"{name}.tif", values(1), descriptions=THREE)
+        write_raster(tmp_path / f"{name}_SCL.tif", np.full((12, 16), 4, np.uint8))
+    _, _, series = whole(tmp_path)
+    assert [note for note in series.notes if "SCL" in note] == [
+        f"invalid by {names[0]}_SCL.tif: SCL classes 0, 1, 3, 8, 9, 10 (and alike)"
+    ]
+
+
+def test_what_opening_warned_of_is_said_once(tmp_path):
+    for day, baseline in zip(DATES, ("0214", "0400", "0509"), strict=True):
+        write_raster(tmp_path / f"S2A_MSIL2A_{day}T112111_N{baseline}_R037.tif", values(1), descriptions=THREE)
+    _, _, series = whole(tmp_path)
+    assert [text.split(": ")[0] for text in series.warnings] == ["2020-02-24", "2020-03-05"]

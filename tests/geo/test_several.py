@@ -565,6 +565,33 @@ def test_a_model_of_some_inputs_is_asked_for_these(tmp_path: Path, both: dict[st
         embed(both, small, tmp_path / "o.tif")
 
 
+@pytest.mark.parametrize("crs", ["EPSG:25832", "+proj=utm +zone=32 +ellps=GRS80 +units=m", "+proj=utm +zone=32"])
+def test_a_crs_of_the_same_coordinates_is_the_same(
+    tmp_path: Path, model: nn.Module, both: dict[str, Path], crs: str
+) -> None:
+    """An orthophoto in ETRS89, or in a WKT without a name, beside Sentinel-2 in WGS 84: same map, not resampled."""
+    expected, found = tmp_path / "32632.tif", tmp_path / "found.tif"
+    embed(both, model, expected, output="dense")
+    other = {**both, "aerial": image(tmp_path / "other.tif", crs=crs)}
+    made = embed(other, model, found, output="dense")
+    assert np.array_equal(read(found), read(expected))
+    same = rasterio.crs.CRS.from_user_input(crs) == rasterio.crs.CRS.from_epsg(32632)
+    assert any("gives the same coordinates here" in note for note in made.notes) != same
+    assert not any("resampled" in note for note in made.notes)
+
+
+def test_a_file_of_statistics_may_hold_other_inputs(tmp_path: Path, model: nn.Module, both: dict[str, Path]) -> None:
+    """Computed once for all, used for some."""
+    sets = {"s2": get_statistics("anysat/s2").to_dict(), "naip": made_up("naip", "uint8").to_dict()}
+    file = tmp_path / "stats.json"
+    file.write_text(json.dumps(sets))
+    made = embed(both, model, None, stats=file)
+    assert any(note.startswith("s2: normalised with") for note in made.notes)
+    file.write_text(json.dumps({**sets, "areal": sets["naip"]}))
+    with pytest.raises(InputError, match="given for 'areal', which is no input"):
+        embed(both, model, None, stats=file)
+
+
 def wrong_inputs(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any], str]]:
     """Name -> sources, options, and what the error must say."""
     aerial, s2 = image(folder / "a.tif"), series(folder / "s2")

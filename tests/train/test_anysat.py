@@ -130,6 +130,7 @@ def test_released_indices_agree(case):
 
 
 def test_defaults_are_the_published_sizes():
+    assert nano().predictor.mask_token.std().item() == pytest.approx(0.02, rel=0.3)
     with torch.device("meta"):
         model = AnySatPretraining(timm.create_model("anysat_base"))
     assert len(model.predictor.blocks) == 4 and model.predictor.blocks[0].attn.num_heads == 16
@@ -245,6 +246,8 @@ def test_blocks(side):
             assert len(set(visible[b].tolist())) == visible.shape[1]
             assert torch.equal(visible[b], visible[b].sort().values)
             assert not set(visible[b].tolist()) & set(targets[:, b].flatten().tolist())
+            for place in (visible[b] // side, visible[b] % side):  # of a square that does not span the tile
+                assert place.max() - place.min() < side - 1
             for block in targets[:, b]:
                 rows, columns = (x.unique() for x in (block // side, block % side))
                 assert len(block) == len(rows) * len(columns)  # a rectangle
@@ -255,6 +258,15 @@ def test_blocks(side):
         shares = [rows * columns / side**2 for rows, columns in shapes]
         assert 0.15 < min(shares) < 0.3 and 0.65 < max(shares) < 0.85 and len(shapes) > 7
         assert min(shapes)[0] < min(shapes)[1] and max(shapes)[0] > max(shapes)[1]
+
+
+def test_no_part_of_a_tile_is_seen_more_often():
+    """Where a tile has more patches left than another of its batch, any of them are taken."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [sample_masks(8, 6, generator=generator)[0].flatten() for _ in range(100)]
+    patches = torch.cat(drawn)
+    assert (patches // 6).float().mean() == pytest.approx(2.5, abs=0.15)
+    assert (patches % 6).float().mean() == pytest.approx(2.5, abs=0.15)
 
 
 def test_masks_are_reproducible():
@@ -363,6 +375,8 @@ def test_the_contrast_is_exact_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found = contrastive_loss(vectors)
     assert torch.equal(found, contrastive_loss(vectors))
+    low = vectors.bfloat16()
+    assert torch.equal(contrastive_loss(low), contrastive_loss(low.float()))
 
 
 # ---- the teacher ----

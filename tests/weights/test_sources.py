@@ -221,8 +221,17 @@ def test_the_hubs_token_goes_to_the_hub_alone(tmp_path, hub, monkeypatch):
         assert "authorization" not in other.headers[0]
         other.files["cdn/bucket", "blob"].status = 403
         with pytest.raises(DownloadError, match=r"access is refused .403.: gated") as caught:
-            load(record("toy.other"))
+            load(record("other.toy"))
     assert "SECRET" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_two_tags_of_one_file_fetch_it_once(tmp_path, hub):
+    hub.add(REPO, FILE, toy_bytes(tmp_path))
+    for tag in ("student", "teacher"):
+        tensors, origin = load(record(f"toy.{tag}"))
+        check_toy(tensors)
+        assert origin.name == f"toy.{tag}"
+    assert hub.count("GET") == 1
 
 
 def test_an_unreachable_signed_address_is_not_shown(tmp_path, hub):
