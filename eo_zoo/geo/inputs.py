@@ -15,7 +15,7 @@ from eo_zoo.geo.scene import Scene, open_scene
 from eo_zoo.geo.series import Series, open_series
 from eo_zoo.geo.sources import SUFFIXES, Files, described
 from eo_zoo.models.anysat_inputs import INPUTS
-from eo_zoo.presets import Channels, Preset
+from eo_zoo.presets import Channels, Preset, get_preset, list_presets
 
 READING = ("bands", "units", "boa_offset", "nodata")  # options that may differ from input to input
 
@@ -131,7 +131,8 @@ def _order_of(channels: Channels | None, key: str) -> tuple[str, ...]:
     if channels is not None:
         return channels.order
     names = ", ".join(sensors.get_band(band).sensor_name for band in sensors.get_order(INPUTS[key].order))
+    known = ", ".join(name for name in list_presets() if key in get_preset(name).inputs)
     raise InputError(
         f"its bands carry no names: give --bands {key}=NAMES in the file's order, {names} and - for one that is not "
-        "used, or --preset with the data set that the file is of"
+        f"used; or, if the file is of that data set, --preset NAME ({known})"
     )

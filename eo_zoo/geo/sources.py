@@ -171,7 +171,15 @@ def from_file(files: Files, path: str, sensor: str, bands: Sequence[str] | None,
         if kind := cloud_kind(text):
             found.clouds[kind] = BandSource(kind, str(path), f"{label} band {i}", i)
     pairs = [(name, index) for name, index in zip(names, indices, strict=True) if name]
-    found.sources = [BandSource(name, str(path), label, i, masked=not alpha_is_data) for name, i in pairs]
+    taken = next((name for name, index in pairs if index == alpha_band(dataset)), None)
+    if taken:
+        found.notes.append(
+            f"{label}: band {alpha_band(dataset)} is marked as alpha and taken as {taken}, as it is named; if it is a "
+            "mask, give - for its name"
+        )
+    elif alpha_is_data:
+        found.notes.append(f"{label}: band {alpha_band(dataset)} is alpha, used as mask")
+    found.sources = [BandSource(name, str(path), label, i, masked=taken is None) for name, i in pairs]
     listed = [name for name, _ in pairs]
     twice = sorted({name for name in listed if listed.count(name) > 1})
     if twice:
@@ -241,9 +249,7 @@ def from_folder(files: Files, folder: Path, sensor: str) -> Found:
     return _from_band_files(files, paths, sensor, folder)
 
 
-def from_files(
-    files: Files, paths: Sequence[Path], sensor: str, bands: Sequence[str] | None, *, stated: bool
-) -> Found:
+def from_files(files: Files, paths: Sequence[Path], sensor: str, bands: Sequence[str] | None, *, stated: bool) -> Found:
     """The bands of files that belong together: one with all bands, or one for each; and cloud masks beside them.
 
     Raises:

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers import trunc_normal_
 from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError, WeightsError, nearest
+from eo_zoo.layers.linear import by_onednn
 from eo_zoo.models._build import StrictLoading, build, cfgs_for, record_of
 from eo_zoo.models.anysat_blocks import ImageProjector, PatchEncoder, PoolingBlock, bucket_table, position_table
 from eo_zoo.models.anysat_inputs import CELL, INPUTS, MANY_PATCHES, OUTPUTS, Input, check, check_values, days
@@ -33,7 +33,7 @@ from eo_zoo.models.anysat_series import SeriesProjector, pieces
 
 _logger = logging.getLogger(__name__)
 ORDERS = ("image", "released")
-ON_CPU, ELSEWHERE = 16 * 2**20, 2**30  # bytes of features at a time: what stays in a CPU's cache, or keeps a GPU busy
+ON_CPU, ELSEWHERE = 24 * 2**20, 2**30  # bytes of features at a time: what stays in a CPU's cache, or keeps a GPU busy
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -115,6 +115,7 @@ class AnySat(StrictLoading):
         self.feature_info = [
             dict(num_chs=embed_dim, reduction=reduction, module=f"blocks.{i}") for i in range(depth)
         ] + [dict(num_chs=embed_dim, reduction=reduction, module="pool")]
+        by_onednn(self)
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
         self.init_weights()
@@ -130,7 +131,7 @@ class AnySat(StrictLoading):
         for part in self.modules():
             if isinstance(part, SeriesProjector | PatchEncoder | PoolingBlock):
                 part.init_weights()
-        trunc_normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.cls_token, std=0.02)
 
     def get_classifier(self) -> nn.Module:
         """The linear layer, or Identity without classes."""

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, Mlp
 from timm.models import checkpoint
 from torch import Tensor, nn
 
+from eo_zoo.layers.linear import linear
 from eo_zoo.layers.positions import kept, sincos_positions
 from eo_zoo.models.anysat_inputs import CELL, Input
 
@@ -62,7 +63,7 @@ class ImageProjector(nn.Module):
         cells = side // (self.pixels * self.across * patches)  # 10 m cells a side of a patch
         x = x.view(batch, channels, *(patches, cells, self.across, self.pixels) * 2)
         x = x.permute(0, 2, 6, 3, 7, 4, 8, 1, 5, 9).reshape(-1, cells**2 * self.across**2, self.embed.weight[0].numel())
-        x = F.linear(x, self.embed.weight.flatten(1))  # a convolution whose windows do not overlap
+        x = linear(x, self.embed.weight.flatten(1))  # a convolution whose windows do not overlap
         x = F.relu(self.norm1(self.fc1(x)), inplace=True)
         return F.relu(self.norm2(self.fc2(x)), inplace=True)
 
@@ -86,8 +87,8 @@ class BiasedAttention(nn.Module):
         length, dim = x.shape[1:]
         asked = 1 if first else length
         if first:
-            q = F.linear(x[:, :1], self.qkv.weight[:dim], self.qkv.bias[:dim])
-            k, v = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)
+            q = linear(x[:, :1], self.qkv.weight[:dim], self.qkv.bias[:dim])
+            k, v = linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)
         else:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
@@ -123,12 +124,12 @@ def init_residual(module: nn.Module, blocks: Iterable[Any]) -> None:
     """Initial (random) linear layers as in the public code; those that end a branch of a later block are smaller."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            trunc_normal_(part.weight, std=0.02)
+            nn.init.normal_(part.weight, std=0.02)  # the public code truncates it at 100 times that
             nn.init.zeros_(part.bias)
     for i, block in enumerate(blocks, 1):
-        for linear in (block.attn.proj, block.mlp.fc2):
+        for last in (block.attn.proj, block.mlp.fc2):
             with torch.no_grad():
-                linear.weight.div_(math.sqrt(2 * i))
+                last.weight.div_(math.sqrt(2 * i))
 
 
 class PatchEncoder(nn.Module):
@@ -146,7 +147,7 @@ class PatchEncoder(nn.Module):
         nn.init.zeros_(self.cls_token)
         init_residual(self, self.blocks)
         for block in self.blocks:
-            trunc_normal_(block.attn.distance, std=0.02)
+            nn.init.normal_(block.attn.distance, std=0.02)
 
     def forward(
         self, x: Tensor, positions: Tensor, buckets: Tensor, *, whole: bool, checkpointing: bool = False
@@ -181,7 +182,7 @@ class PoolingBlock(nn.Module):
     def init_weights(self) -> None:
         """Initial (random) weights as in the public code, where they are not torch's."""
         nn.init.zeros_(self.query)
-        trunc_normal_(self.distance, std=0.02)
+        nn.init.normal_(self.distance, std=0.02)
 
     def forward(self, x: Tensor, positions: Tensor, buckets: Tensor) -> Tensor:
         """Tokens (B, L, D), positions (1 or B, Q, D) and buckets (Q, L), or (B, Q, L), to (B, Q, D)."""

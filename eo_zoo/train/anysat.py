@@ -306,7 +306,7 @@ class Predictor(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.proj = nn.Linear(dim, dim)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
         init_residual(self, self.blocks)
 
     def forward(self, context: Tensor, visible: Tensor, targets: Tensor, table: Tensor) -> Tensor:

@@ -122,7 +122,9 @@ class Record:
         """The architecture with a mark of where the file comes from: records of one file share its pin and its lock,
         those of two never do.
         """
-        return f"{self.name.partition('.')[0]}-{hashlib.sha256(f'{self.source}@{self.revision}'.encode()).hexdigest()[:8]}"
+        return (
+            f"{self.name.partition('.')[0]}-{hashlib.sha256(f'{self.source}@{self.revision}'.encode()).hexdigest()[:8]}"
+        )
 
 
 @dataclass(frozen=True)

@@ -586,10 +586,15 @@ def test_alpha_mask_nan_and_declared_nodata(tmp_path):
     colour = np.full((4, 5, 6), 200, np.uint8)
     colour[3], colour[3, :2] = 255, 0
     path = write_raster(tmp_path / "a.tif", colour, colours=["red", "green", "blue", "alpha"])
-    with opened(path, sensor="RGB", target_units="uint8", bands=["R", "G", "B"]) as scene:
-        assert any("alpha" in note for note in scene.notes) and len(scene.bands) == 3
-        _, valid = scene.read(0, 0, 5, 6)
-    assert not valid[:, :2].any() and valid[:, 2:].all()
+    for bands in (["R", "G", "B"], ["R", "G", "B", "-"]):
+        with opened(path, sensor="RGB", target_units="uint8", bands=bands) as scene:
+            assert any("used as mask" in note for note in scene.notes) and len(scene.bands) == 3
+            _, valid = scene.read(0, 0, 5, 6)
+        assert not valid[:, :2].any() and valid[:, 2:].all()
+    aerial = dict(sensor="AERIAL", accepts=get_sensor("AERIAL").band_names, bands=["R", "G", "B", "NIR"])
+    with opened(path, target_units="uint8", **aerial) as scene:
+        assert any("taken as aerial_near_infrared" in note for note in scene.notes)
+        assert scene.read(0, 0, 5, 6)[1].all()
 
     mask = np.full((5, 6), 255, np.uint8)
     mask[0] = 0
