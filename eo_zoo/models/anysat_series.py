@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +106,7 @@ class SeriesProjector(nn.Module):
             checkpointing: compute features again in the backward pass, piece by piece.
         """
         batch, dates, _, height, width = x.shape
-        code = self._date_code(days).to(x.dtype)
+        code = self._date_code(days)
         rows = x.permute(0, 3, 4, 1, 2).flatten(1, 2)  # B, pixels, T, C
         valid = None
         if mask is not None:
@@ -158,9 +159,19 @@ class SeriesProjector(nn.Module):
     def _piece(self, rows: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
         """Pixels (b, p, T, C), date codes (b, T, D / 16) and valid rows (b, p, T) to vectors (b, p, D)."""
         features = self._features(rows, valid)
+        # At least float32: scores of some tens would have no digits left in bfloat16.
+        wide, device = torch.promote_types(features.dtype, torch.float32), rows.device.type
+        exact = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        with exact:
+            pooled = self._pool(features.to(wide), code.to(wide)).to(features.dtype)
+        vectors = self.out_drop(self.out(pooled.flatten(0, 1).flatten(1)))
+        return self.out_norm(vectors).unflatten(0, rows.shape[:2])
+
+    def _pool(self, features: Tensor, code: Tensor) -> Tensor:
+        """Features (b, p, T, D) and date codes (b, T, D / 16) to each head's mean over the dates (b, p, 16, D / 16)."""
+        query, key = self.query.to(features.dtype), self.key.weight.to(features.dtype)
         # The query is folded into the keys: 16 scores instead of 16 keys of 8.
-        keys = self.key.weight.unflatten(0, (HEADS, KEY_WIDTH))
-        weight = torch.einsum("hk,hkd->hd", self.query, keys) / math.sqrt(KEY_WIDTH)
+        weight = torch.einsum("hk,hkd->hd", query, key.unflatten(0, (HEADS, KEY_WIDTH))) / math.sqrt(KEY_WIDTH)
         by_slice = weight.unflatten(1, (HEADS, -1))  # head, slice, D / 16
         added = torch.einsum("btc,hc->bth", code, by_slice.sum(1)).unsqueeze(1)  # the code's share of the scores
         if self.in_norm is not None:
@@ -172,7 +183,8 @@ class SeriesProjector(nn.Module):
             features = (sliced - mean).flatten(-2)
             squares = features.square().sum(dim=2).unflatten(-1, (HEADS, -1)).sum(-1)  # b, p, slice
             scale = torch.rsqrt(squares / count + self.in_norm.eps)[..., None]
-            gain, shift = (t.unflatten(0, (HEADS, -1)) for t in (self.in_norm.weight, self.in_norm.bias))
+            affine = self.in_norm.weight, self.in_norm.bias
+            gain, shift = (t.to(features.dtype).unflatten(0, (HEADS, -1)) for t in affine)
             scaled = (by_slice * gain * scale.unsqueeze(2)).flatten(-2)  # b, p, head, D
             scores = features @ scaled.transpose(-1, -2) + added
         else:
@@ -181,6 +193,4 @@ class SeriesProjector(nn.Module):
         pooled = (features.unflatten(-1, (HEADS, -1)) * attention.unsqueeze(-1)).sum(dim=2)  # b, p, head, D / 16
         if self.in_norm is not None:
             pooled = pooled * scale * gain + shift * attention.sum(2).unsqueeze(-1)  # a sum of 1 but for dropout
-        pooled = pooled + torch.einsum("bpth,btc->bphc", attention, code)
-        vectors = self.out_drop(self.out(pooled.flatten(0, 1).flatten(1)))
-        return self.out_norm(vectors).unflatten(0, rows.shape[:2])
+        return pooled + torch.einsum("bpth,btc->bphc", attention, code)
