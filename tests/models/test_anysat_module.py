@@ -1,3 +1,5 @@
+"""AnySat as a module: initial weights, timm's conventions, memory, types."""
+
 from __future__ import annotations
 
 import copy
