@@ -270,10 +270,10 @@ class AnySat(StrictLoading):
     ) -> tuple[Tensor, Tensor | None, int]:
         parts, kept, patch_size, patches = self._tokens(data, patch_size, scale, keep)
         prefix = 2 if "modis" in data else 1
-        tokens = torch.cat(parts, dim=1)
-        for tokens in self.run_blocks(tokens):  # noqa: B007, B020 - the last is what counts
-            pass
-        asked = self._ask(tokens, patch_size, patches, prefix=prefix, inputs=len(parts) - prefix, tile=tile)
+        made = torch.cat(parts, dim=1)
+        for tokens in self.run_blocks(made):
+            made = tokens  # the last is what counts
+        asked = self._ask(made, patch_size, patches, prefix=prefix, inputs=len(parts) - prefix, tile=tile)
         return asked, kept, patches
 
     # ---- calls ----
@@ -318,8 +318,7 @@ class AnySat(StrictLoading):
         parts, _, size, patches = self._tokens(data, patch_size, scale)
         prefix = 2 if "modis" in data else 1
         made = []
-        tokens = torch.cat(parts, dim=1)
-        for tokens in self.run_blocks(tokens):  # noqa: B020 - each in turn
+        for tokens in self.run_blocks(torch.cat(parts, dim=1)):
             made.append(tokens[:, prefix:].unflatten(1, (-1, patches**2)).mean(dim=1))
         final = self._ask(tokens, size, patches, prefix=prefix, inputs=len(parts) - prefix, tile=False)
         made.append(final[:, 1:])

@@ -6,6 +6,7 @@ memory. What is folded together is said beside it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -118,7 +119,7 @@ class SeriesProjector(nn.Module):
         limit = max(1, int(memory / (3 * self.dim * x.element_size() * max(share, 0.1))))
         step: Callable[..., Tensor] = self._piece
         if checkpointing and torch.is_grad_enabled():
-            step = lambda *args: checkpoint(self._piece, *args, use_reentrant=False)  # noqa: E731
+            step = functools.partial(checkpoint, self._piece, use_reentrant=False)
         made = []
         pixels = height * width
         if pixels * dates > limit:  # the pixels of one sample after another
