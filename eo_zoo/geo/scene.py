@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -40,7 +40,25 @@ GDAL_OPTIONS: dict[str, Any] = {
 NEW_BASELINE = 4.0  # of Sentinel-2 processing: from here on, dn are stored with 1000 added
 
 
-class Scene:
+class Opened:
+    """What holds files open; a context manager that closes them."""
+
+    _stack: ExitStack
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files."""
+        self._stack.close()
+
+
+class Scene(Opened):
     """An opened raster; a context manager that closes its files.
 
     Attributes:
@@ -69,14 +87,6 @@ class Scene:
         self._bands = bands
         self._stack = stack or ExitStack()
 
-    def __enter__(self) -> Scene:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     @property
     def files(self) -> int:
         """How many files its bands are read from."""
@@ -86,10 +96,6 @@ class Scene:
     def masked(self) -> bool:
         """Whether a cloud mask makes pixels invalid."""
         return any(band.clouds for band in self._bands)
-
-    def close(self) -> None:
-        """Close all files."""
-        self._stack.close()
 
     def read(self, row: int, col: int, height: int, width: int) -> tuple[Values, Valid]:
         """A window, which may reach beyond the grid. A pixel is the same whatever window it is read through.

@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from datetime import date
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +24,7 @@ from eo_zoo.geo.cubes import open_cube
 from eo_zoo.geo.dated import Image, dated_files, dated_items
 from eo_zoo.geo.grid import Grid, coincide, name_of
 from eo_zoo.geo.request import RATIOS, Request, as_date
-from eo_zoo.geo.scene import GDAL_OPTIONS, Scene, open_scene, samples
+from eo_zoo.geo.scene import GDAL_OPTIONS, Opened, Scene, open_scene, samples
 from eo_zoo.geo.scenes import Scenes, open_scenes
 from eo_zoo.geo.stac import is_remote, read_item
 from eo_zoo.geo.values import reflective
@@ -48,7 +47,7 @@ class Layers(Protocol):
         """The same on other pixels."""
 
 
-class Series:
+class Series(Opened):
     """An opened time series; a context manager that closes its files.
 
     Attributes:
@@ -71,18 +70,6 @@ class Series:
         self.warnings = request.warnings
         self._layers, self._request = layers, request
         self._stack = stack or ExitStack()
-
-    def __enter__(self) -> Series:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close all files."""
-        self._stack.close()
 
     def read(self, row: int, col: int, height: int, width: int) -> tuple[Values, Valid]:
         """A window of all dates, which may reach beyond the grid. A pixel is the same through every window.

@@ -114,8 +114,8 @@ class SeriesProjector(nn.Module):
             mask = mask.permute(0, 3, 4, 1, 2).flatten(1, 2)
             rows = torch.where(mask, rows, self.pad.to(rows.dtype))
             valid = mask.any(-1)
-        sparse = valid is not None and self._worthwhile(valid)
-        share = float(valid.float().mean()) if sparse and valid is not None else 1.0
+            valid = valid if self._worthwhile(valid) else None
+        share = 1.0 if valid is None else float(valid.float().mean())
         limit = max(1, int(memory / (3 * self.dim * x.element_size() * max(share, 0.1))))
         step: Callable[..., Tensor] = self._piece
         if checkpointing and torch.is_grad_enabled():
@@ -125,12 +125,12 @@ class SeriesProjector(nn.Module):
         if pixels * dates > limit:  # the pixels of one sample after another
             sizes = pieces(pixels, dates, limit)
             for i in range(batch):
-                flags = valid[i : i + 1].split(sizes, dim=1) if sparse and valid is not None else [None] * len(sizes)
+                flags = [None] * len(sizes) if valid is None else valid[i : i + 1].split(sizes, dim=1)
                 parts = rows[i : i + 1].split(sizes, dim=1)
                 made.append(torch.cat([step(p, code[i : i + 1], f) for p, f in zip(parts, flags, strict=True)], dim=1))
         else:  # whole samples together
             sizes = pieces(batch, pixels * dates, limit)
-            flags = valid.split(sizes) if sparse and valid is not None else [None] * len(sizes)
+            flags = [None] * len(sizes) if valid is None else valid.split(sizes)
             made = [step(*args) for args in zip(rows.split(sizes), code.split(sizes), flags, strict=True)]
         return torch.cat(made) if len(made) > 1 else made[0]
 
