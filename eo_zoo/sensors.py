@@ -26,7 +26,7 @@ import numpy
 
 from eo_zoo.errors import InputError, nearest
 
-UNITS = ("dn", "reflectance", "db", "linear", "uint8")
+UNITS = ("dn", "reflectance", "db", "linear", "uint8", "m", "class")
 
 Array = TypeVar("Array")  # a torch.Tensor or a numpy.ndarray; in and out are the same kind
 
