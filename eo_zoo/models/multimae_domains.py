@@ -98,8 +98,7 @@ def standardize_depth(x: Tensor, valid: Tensor | None = None) -> Tensor:
     usable = torch.ones_like(values, dtype=torch.bool) if valid is None else valid.flatten(-3)
     ordered = values.masked_fill(~usable, torch.inf).sort(dim=-1).values  # what is not valid lies at the end
     count = usable.sum(-1, keepdim=True)
-    # Whole numbers, as int(0.1 * n) has them
-    low, high = (0.1 * count).long(), (0.9 * count).long()
+    low, high = count // 10, count * 9 // 10
     place = torch.arange(values.shape[-1], device=x.device)
     inner = (place >= low) & (place < high)
     number = inner.sum(-1, keepdim=True).clamp(min=1)
