@@ -179,11 +179,10 @@ class MultiMae(StrictLoading):
         self.num_classes = num_classes
         self.head = nn.Identity()
         if num_classes:
-            place = dict(device=self.global_tokens.device, dtype=self.global_tokens.dtype)
-            layers = nn.LayerNorm(self.embed_dim, eps=1e-6, **place), nn.Linear(self.embed_dim, num_classes, **place)
-            trunc_normal_(layers[1].weight, std=0.02)
-            nn.init.zeros_(layers[1].bias)
-            self.head = nn.Sequential(*layers)
+            linear = nn.Linear(self.embed_dim, num_classes)
+            trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+            self.head = nn.Sequential(nn.LayerNorm(self.embed_dim, eps=1e-6), linear).to(self.global_tokens)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute the blocks' features again in the backward pass."""
