@@ -405,7 +405,8 @@ _PAPER: dict[str, Any] = dict(
     citation="Sosa, Rukhovich, Kacem, Aouada: MultiMAE Meets Earth Observation: Pre-training Multi-modal Multi-task "
     "Masked Autoencoders for Earth Observation Tasks, ICIP 2025",
     repository="https://github.com/josesosajs/multimae-meets-eo",
-    sensors=("S2", "DEM", "WorldCover"),
+    sensors=("S2", "DEM", "WorldCover", "S2-L1C"),
+    statistics={"S2": "mmearth/s2-l2a", "S2-L1C": "mmearth/s2-l1c", "DEM": "mmearth/aster"},
     inputs={name: domain.order for name, domain in DOMAINS.items()},
     accepts=tuple(band for domain in DOMAINS.values() for band in sensors.get_order(domain.order)),
 )
@@ -416,7 +417,7 @@ weights.register(
         title="MultiMAE meets EO base, pretrained",
         source="github://josesosajs/multimae-meets-eo/v1.0.0",
         # 64 x 64 pixels of 10 m, shrunk to 56 x 56
-        gsd={"S2": (10.0, 11.5)},
+        gsd={"S2": (10.0, 11.5), "S2-L1C": (10.0, 11.5)},
         trained_on="MMEarth: Sentinel-2, ASTER elevation and ESA WorldCover, masked autoencoding of all domains",
         terms="its repository states no licence: ask the authors before you use it beyond your own research",
         redistributable=False,

@@ -11,6 +11,7 @@ fails.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -335,7 +336,7 @@ class MultiMaePretraining(nn.Module):
         for output, adapter in self.output_adapters.items():
             if DOMAINS[_domain_of(output)].classes:  # in float32 whatever surrounds it, as published
                 with torch.autocast(encoded.device.type, enabled=False):
-                    given = encoded.to(adapter.mask_token.dtype)
+                    given = encoded.to(self.encoder.global_tokens.dtype)
                     predictions[output] = adapter(given, index, names, grid, _domain_of(output))
             else:
                 predictions[output] = adapter(encoded, index, names, grid, _domain_of(output))
@@ -415,16 +416,24 @@ def pretraining_model(
         WeightsError: the weights are damaged, another model's, or hold no output adapters.
         DownloadError: they cannot be fetched.
     """
-    own = {key: kwargs.pop(key) for key in ("out_domains", "norm_rgb", "weighting") if key in kwargs}
-    own |= {key: kwargs.pop(key) for key in list(kwargs) if key.startswith("decoder_")}
+    ours = inspect.signature(MultiMaePretraining).parameters
+    own: dict[str, Any] = {key: kwargs.pop(key) for key in list(kwargs) if key in ours}
     if not pretrained and weights is None:
-        return MultiMaePretraining(registry.create_model(name, False, **kwargs), **own).eval()
+        return MultiMaePretraining(_encoder(name, **kwargs), **own).eval()
     tensors, origin = obtain(name, weights, cache_dir)
-    encoder = registry.create_model(name, False, **{"in_domains": _parts(tensors, "input_adapters"), **kwargs})
+    encoder = _encoder(name, **{"in_domains": _parts(tensors, "input_adapters"), **kwargs})
     model = MultiMaePretraining(encoder, **{**_sizes(tensors, str(origin)), **own})
     model.load_tensors(tensors, str(origin))
     model.encoder.weights_origin = origin
     return model.eval()
+
+
+def _encoder(name: str, **kwargs: Any) -> MultiMae:
+    """A registered model with random weights, if it is a MultiMAE."""
+    model = registry.create_model(name, False, **kwargs)
+    if not isinstance(model, MultiMae):
+        raise InputError(f"{name} has no output adapters: expected one of {', '.join(registry.list_models('multimae'))}")
+    return model
 
 
 def obtain(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from eo_zoo import sensors, weights
 from eo_zoo.models.anysat_inputs import INPUTS
+from eo_zoo.models.multimae_domains import DOMAINS, RASTERS
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,30 @@ def anysat_of_sensor(model: nn.Module, sensor: str, batch: int) -> tuple[dict[st
     return anysat_inputs(["s2", *names] if sensor == "MODIS" else names, batch), {}
 
 
+def multimae_inputs(names: Iterable[str], batch: int = 2, size: int | tuple[int, int] = 56) -> dict[str, Tensor]:
+    """Random images and labels of these domains, of ``size`` pixels."""
+    generator = torch.Generator().manual_seed(1)
+    rows, columns = (size, size) if isinstance(size, int) else size
+    data: dict[str, Tensor] = {}
+    for name in names:
+        one = DOMAINS[name]
+        place = (batch, rows // one.stride, columns // one.stride)
+        if one.classes:
+            data[name] = torch.randint(one.channels, place, generator=generator)
+        else:
+            data[name] = torch.randn(place[0], one.channels, *place[1:], generator=generator)
+    return data
+
+
+def multimae_of_sensor(model: nn.Module, sensor: str, batch: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    raster = {"S2": "s2", "S2-L1C": "s2", "DEM": "dem", "WorldCover": "worldcover"}[sensor]
+    return multimae_inputs([name for name in RASTERS[raster] if name in model.in_domains], batch), {}
+
+
+def multimae_strides(name: str) -> tuple[int, ...]:
+    return 8, 8, 8
+
+
 def anysat_strides(name: str) -> tuple[int, ...]:
     return 1, 1, 1
 
@@ -81,6 +106,10 @@ def mars_strides(name: str) -> tuple[int, ...]:
 
 FAMILIES = {
     "anysat": Family("anysat_nano", anysat_of_sensor, anysat_strides, ("token", "avg")),
+    "multimae": Family(
+        "multimae_eo_base", multimae_of_sensor, multimae_strides, ("global", "avg"),
+        small=dict(embed_dim=64, depth=3, num_heads=4),
+    ),
     "smarties": Family("smarties_vit_nano", images_of_sensor, smarties_strides, ("token", "avg")),
     "mars": Family(
         "mars_base_sar", images_alone, mars_strides, ("avg", "max"),
