@@ -171,7 +171,7 @@ class OutputAdapter(nn.Module):
         seen = context[:, :-1] + places.gather(1, spread)
         if own in names:
             at, count = names.index(own) * positions.shape[1], positions.shape[1]
-            queries = (self.mask_token + places).scatter(1, spread, seen)[:, at : at + count]
+            queries = (self.mask_token.to(places.dtype) + places).scatter(1, spread, seen)[:, at : at + count]
         else:
             queries = self.mask_token + positions + known.get(own, 0)
             queries = queries.to(context.dtype).expand(len(context), -1, -1)
