@@ -25,7 +25,7 @@ def _entrypoint(name: str) -> Callable[..., nn.Module]:
     tags = ", ".join(full.partition(".")[2] for full in registry.list_tags(name))
     published = f"verified weights ({record.source}, {record.licence})" if record.source else "none are published"
     if record.inputs:
-        takes = f"inputs: what a dict may hold, all by default: {', '.join(record.inputs)}."
+        takes = f"inputs (of MultiMAE in_domains): what a dict may hold, all by default: {', '.join(record.inputs)}."
     else:
         takes = f"bands, sensor: what the images hold: {', '.join(record.sensors)}, or band names."
 

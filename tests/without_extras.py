@@ -39,7 +39,7 @@ def main() -> None:
     for name in eo_zoo.list_models():
         model = timm.create_model(name).eval()
         x: object = torch.randn(1, *model.pretrained_cfg["input_size"])
-        if eo_zoo.registry.get_record(name).inputs:  # a dict, of which a series of Sentinel-2 is the first
+        if "s2" in eo_zoo.registry.get_record(name).inputs:  # a dict, of which a series of Sentinel-2 is the first
             series = torch.randn(1, 3, *model.pretrained_cfg["input_size"])
             x = {"s2": series, "s2_dates": [["2020-01-01", "2020-02-29", "2020-12-31"]]}
         with torch.inference_mode():

@@ -323,6 +323,14 @@ class MultiMae(StrictLoading):
                 f"the file holds no {', '.join(missing)}, only {', '.join(name for name in DOMAINS if name in held)}: "
                 "create the model with in_domains= of these"
             )
+        for name, adapter in self.input_adapters.items():
+            given, own = tensors.get(f"input_adapters.{name}.proj.weight"), adapter.get_parameter("proj.weight")
+            if given is not None and given.shape[-1] != own.shape[-1]:
+                size = given.shape[-1] * DOMAINS[name].stride
+                raise WeightsError(
+                    f"these weights are for patches of {size} pixels, the model for {self.patch_size}: create it with "
+                    f"patch_size={size}"
+                )
         unused = ("output_adapters.", *(f"input_adapters.{name}." for name in DOMAINS if name not in self.in_domains))
         return {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}, {}
 
@@ -471,11 +479,11 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> MultiMae:
 
 @register_model
 def multimae_eo_base(pretrained: bool = False, **kwargs: Any) -> MultiMae:
-    """MultiMAE meets EO base, patch 8: 87 M parameters, 56 x 56 pixels; any of six domains of one place."""
+    """MultiMAE meets EO base, patch 8: 86 M parameters, 56 x 56 pixels; any of six domains of one place."""
     return _create("multimae_eo_base", pretrained, **dict(dict(embed_dim=768, depth=12, num_heads=12), **kwargs))
 
 
 @register_model
 def multimae_eo_large(pretrained: bool = False, **kwargs: Any) -> MultiMae:
-    """MultiMAE meets EO large, patch 8: 305 M parameters; no weights are published."""
+    """MultiMAE meets EO large, patch 8: 303 M parameters; no weights are published."""
     return _create("multimae_eo_large", pretrained, **dict(dict(embed_dim=1024, depth=24, num_heads=16), **kwargs))

@@ -235,6 +235,8 @@ def test_other_patch_sizes():
     assert model.input_adapters["semseg"].proj.kernel_size == (4, 4)
     assert model.forward_features(multimae_inputs(NAMES, size=64)).shape == (2, 6 * 16 + 1, 64)
     assert model.feature_info[0]["reduction"] == 16
+    with pytest.raises(WeightsError, match=r"patches of 8 pixels, the model for 16: create it with patch_size=8"):
+        model.load_state_dict(official("tiny"))
 
 
 # ---- domains ----
