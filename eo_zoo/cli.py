@@ -116,7 +116,8 @@ def info(name: Name, as_json: AsJson = False) -> None:
     if not facts["source"]:
         facts |= {"source": "none: no weights are published, only random ones can be made", "size": None}
     elif not facts["sha256"]:
-        checked = "the md5" if facts["md5"] else "the Hub's own"
+        stated = "what GitHub states" if facts["source"].startswith("github://") else "the Hub's own"
+        checked = "the md5" if facts["md5"] else stated
         facts["sha256"] = f"not published: {checked} is checked, and it is pinned at first use"
     facts["gsd"] = ", ".join(f"{sensor}: {_span(*span)}" for sensor, span in facts["gsd"].items())
     facts["parameters"] = f"{facts['parameters']:,}"
@@ -167,8 +168,8 @@ def embed(
         typer.Option(
             "--output",
             "-o",
-            help="OUT.tif; OUT.npy or OUT.json for one vector. Of several inputs also what: tile (a vector), patch or "
-            "dense, as --output dense -o OUT.tif.",
+            help="OUT.tif; OUT.npy or OUT.json for one vector. AnySat: also what, tile (a vector), patch or dense, as "
+            "--output dense -o OUT.tif.",
         ),
     ],
     source: Annotated[
@@ -195,16 +196,20 @@ def embed(
         str | None, typer.Option(help="One vector for the input instead of a map: token or avg (MaRS: avg).")
     ] = None,
     patch_size: Annotated[
-        int | None, typer.Option(help="Several inputs: metres a side of a patch; the smallest if not given.")
+        int | None, typer.Option(help="AnySat: metres a side of a patch; the smallest if not given.")
     ] = None,
     output_modality: Annotated[
-        str | None, typer.Option(help="KEY of the input whose sub-patches a dense map has; the first if not given.")
+        str | None,
+        typer.Option(
+            help="AnySat: KEY of the input whose sub-patches a dense map has; the first if not given. MultiMAE: domain "
+            "whose map is written, as rgb; the mean of all if not given."
+        ),
     ] = None,
     tile: Annotated[
-        float | None, typer.Option(help="Several inputs: metres a side of a tile; at most 16 patches if not given.")
+        float | None, typer.Option(help="AnySat: metres a side of a tile; at most 16 patches if not given.")
     ] = None,
     overlap: Annotated[
-        int | None, typer.Option(help="Pixels (several inputs: metres) that tiles overlap; half a tile if not given.")
+        int | None, typer.Option(help="Pixels (AnySat: metres) that tiles overlap; half a tile if not given.")
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Data set whose band orders and statistics hold, as TreeSatAI-TS.")
@@ -217,7 +222,7 @@ def embed(
     scl_invalid: SclInvalid = None,
     max_probability: MaxProbability = None,
     min_valid: Annotated[float, typer.Option(help="Least share of valid values a patch needs, 0 to 1.")] = 0.0,
-    batch_size: Annotated[int | None, typer.Option(help="Tiles at a time: 8, of several inputs 1.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Tiles at a time: 8, of AnySat 1.")] = None,
     device: Device = None,
     dtype: Dtype = "float32",
     out_dtype: Annotated[str, typer.Option(help="float32 or float16 in the output.")] = "float32",
@@ -374,6 +379,76 @@ def predict(
 
 
 @app.command()
+def reconstruct(
+    inputs: Annotated[
+        list[str], typer.Option("--input", help="s2=INPUT, dem=INPUT or worldcover=INPUT, once for each there is.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="OUT.png: input, masked, reconstruction and truth.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Model, with or without tag.")] = "multimae_eo_base",
+    weights: Weights = None,
+    cache_dir: Cache = None,
+    visible: Annotated[
+        str, typer.Option(help="Patches of all domains together that the model is shown; 0.0 to 1.0 is their share.")
+    ] = "49",
+    given: Annotated[
+        str | None, typer.Option(help="Domains that the model is shown, with commas; all of the inputs if not given.")
+    ] = None,
+    hide: Annotated[
+        str | None, typer.Option(help="Domains that it is not shown, with commas, instead of --given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the patches that are shown.")] = 0,
+    row: Annotated[
+        int | None,
+        typer.Option(help="Of the window's first pixel; the middle of the inputs, or of --bbox, if not given."),
+    ] = None,
+    col: Annotated[int | None, typer.Option(help="Of the window's first pixel, as --row.")] = None,
+    sensor: Sensor = None,
+    bands: BandsOf = None,
+    bbox: Box = None,
+    bbox_crs: BoxCrs = None,
+    resolution: Resolution = None,
+    units: UnitsOf = None,
+    boa_offset: OffsetOf = None,
+    nodata: NodataOf = None,
+    stats: StatsOf = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hide patches of one window, and draw what MultiMAE makes of them beside the truth, a row for each domain."""
+    from eo_zoo import geo
+
+    result = geo.reconstruct_raster(
+        _by_input(inputs),
+        model,
+        output,
+        weights=weights,
+        cache_dir=cache_dir,
+        visible=_share(visible),
+        given=_names(given),
+        hide=_names(hide),
+        seed=seed,
+        row=row,
+        col=col,
+        sensor=sensor,
+        bands=_by_key("bands", bands, _split),
+        bbox=bbox,
+        bbox_crs=bbox_crs,
+        resolution=resolution,
+        units=_by_key("units", units, str),
+        boa_offset=_by_key("boa_offset", boa_offset, float),
+        nodata=_by_key("nodata", nodata, float),
+        stats=_by_key("stats", stats, str),
+        overwrite=overwrite,
+        report=_reporter(quiet),
+    )
+    if as_json:
+        _print_json(result.to_dict())
+    elif not quiet:
+        out.print(result.summary(), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def stats(
     output: Annotated[Path, typer.Option("--output", "-o", help="STATS.json, which --stats takes.")],
     sources: Annotated[
@@ -487,6 +562,14 @@ def _by_key(option: str, texts: list[str] | None, kind: Callable[[str], Any]) ->
     return values.get("", values)
 
 
+def _share(text: str) -> int | float:
+    """A number with a point is a share, one without a count."""
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError as error:
+        raise InputError(f"--visible is {text}, expected a number of patches, as 49, or a share, as 0.25") from error
+
+
 def _classes(text: str | None) -> list[int] | None:
     try:
         return [int(one) for one in _split(text)] if text is not None else None
@@ -498,10 +581,13 @@ def _inputs(source: str | None, inputs: list[str] | None) -> str | dict[str, str
     """INPUT, or the inputs by sensor."""
     if (source is None) == (not inputs):
         raise InputError("give one INPUT, or --input SENSOR=INPUT for each input of a model that takes several")
-    if source is not None:
-        return source
-    pairs = [text.partition("=") for text in inputs or []]
-    wrong = next((text for text, (_, equals, path) in zip(inputs or [], pairs, strict=True) if not path), None)
+    return source if source is not None else _by_input(inputs or [])
+
+
+def _by_input(inputs: list[str]) -> dict[str, str]:
+    """SENSOR=INPUT, each once."""
+    pairs = [text.partition("=") for text in inputs]
+    wrong = next((text for text, (_, equals, path) in zip(inputs, pairs, strict=True) if not path), None)
     if wrong:
         raise InputError(f"--input is '{wrong}', expected SENSOR=INPUT, as s2=folder")
     if len({sensor.lower() for sensor, *_ in pairs}) < len(pairs):

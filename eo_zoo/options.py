@@ -18,7 +18,10 @@ Cache = Annotated[
 ]
 
 # What embed and predict share.
-Weights = Annotated[Path | None, typer.Option(help="A local checkpoint instead of the published one.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="A local checkpoint, or github://OWNER/REPO/TAG/ASSET, instead of the published one."),
+]
 Sensor = Annotated[str | None, typer.Option(help="Sensor, whose band names are meant: S2, S1, RGB, ...")]
 Bands = Annotated[
     str | None,
@@ -84,7 +87,11 @@ StatsOf = Annotated[
 ]
 Inputs = Annotated[
     list[str] | None,
-    typer.Option("--input", help="SENSOR=INPUT, instead of INPUT and once for each, for a model that takes several."),
+    typer.Option(
+        "--input",
+        help="SENSOR=INPUT, instead of INPUT and once for each, for a model that takes several. MultiMAE: any of s2, "
+        "dem and worldcover, in any CRS.",
+    ),
 ]
 
 # How a time series is read.

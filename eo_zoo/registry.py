@@ -85,7 +85,8 @@ def create_model(
     Args:
         name: architecture, or architecture.tag.
         pretrained: False gives random weights.
-        weights: a local checkpoint instead of the published one; as strictly checked, but called unverified.
+        weights: a local checkpoint instead of the published one; as strictly checked, but called unverified. Or
+            ``github://OWNER/REPO/TAG/ASSET``, an asset of a release there, checked by what GitHub states of it.
         cache_dir: where downloads and converted weights are kept.
         **kwargs: for the model: ``bands``, ``sensor``, ``num_classes``, ``features_only``, ``img_size``, ...
 
@@ -102,7 +103,7 @@ def create_model(
         raise InputError(f"pretrained=False asks for random weights, but weights={weights} was given: leave one out")
     overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
     if weights is not None:
-        overlay = {**overlay, "file": str(Path(weights))}
+        overlay = {**overlay, "file": str(weights)}
     model = timm.create_model(
         record.name, pretrained=pretrained, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **kwargs
     )

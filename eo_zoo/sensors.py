@@ -280,7 +280,7 @@ def get_statistics(name_or_path: str | Path) -> Statistics:
         values.pop("same_as", None)
         return Statistics.from_dict(values)
     path = Path(name_or_path)
-    values = _read_json(path)
+    values = read_json(path)
     if _is_several(values):
         raise InputError(f"{path} holds statistics of several inputs, {', '.join(values)}: expected those of one")
     return _of_file(values, path)
@@ -309,7 +309,7 @@ def statistics_for(
     if (
         isinstance(stats, (str, Path))
         and str(stats).endswith(".json")
-        and _is_several(values := _read_json(Path(stats)))
+        and _is_several(values := read_json(Path(stats)))
     ):
         path, unwanted = Path(stats), set(others) - set(inputs) if inputs.keys() & values.keys() else set()
         stats = {name: _of_file(own, path, name) for name, own in values.items() if name not in unwanted}
@@ -333,7 +333,12 @@ def _is_several(values: Any) -> bool:
     return isinstance(values, dict) and bool(values) and all(isinstance(own, dict) for own in values.values())
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a .json file of statistics holds.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -15,7 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eo_zoo import dates, registry, sensors, weights
+from eo_zoo.domains import DOUBTFUL, Domains
 from eo_zoo.errors import InputError, nearest
+from eo_zoo.mmearth import domain_statistics
+from eo_zoo.models.multimae_domains import DOMAINS
 from eo_zoo.presets import Preset, get_preset
 from eo_zoo.sensors import Statistics
 
@@ -23,7 +26,6 @@ Bands = Sequence[str] | Mapping[str, str | Sequence[str]]
 Stats = str | Path | Statistics | Mapping[str, str | Path | Statistics]
 
 _logger = logging.getLogger(__name__)
-DOUBTFUL = 10.0  # dn; the darkest water has more, reflectance and normalised values have less
 
 
 class Normalize(nn.Module):
@@ -302,11 +304,12 @@ def create_transform(
     Args:
         name: model, with or without tag.
         sensor: what the images come from; the model's first sensor if not given, or all of them where a weight set
-            takes several together.
+            takes several together. For MultiMAE the level of "s2", "S2" (L2A) or "S2-L1C".
         bands: names of the images' bands in order; the sensor's own order if not given. For a model of several inputs
-            by name, as AnySat, by input: ``{"aerial": ["R", "G", "B", "NIR"]}``, or the name of an order.
+            by name, as AnySat, by input: ``{"aerial": ["R", "G", "B", "NIR"]}``, or the name of an order; of MultiMAE
+            ``{"s2": ["B4", "B3", "B2"]}``, or ``{"s2": "mmearth"}``.
         stats: other statistics: a recorded set's name, a JSON file, or ``Statistics``. For a model of several inputs
-            also by input, as ``eo-zoo stats`` writes them.
+            also by input, as ``eo-zoo stats`` writes them; of MultiMAE also MMEarth's ``*_band_stats.json``.
         size: pixels a side; the model's input size if not given.
         preset: of a model of several inputs, the data set that the data are as: see ``eo_zoo.presets``.
         nodata: of a model of several inputs, the number that means missing, for all or by input; NaN always does.
@@ -314,12 +317,17 @@ def create_transform(
     Returns:
         A module from images (..., bands, H, W), tensor or array, in the statistics' units (Sentinel-2: digital
         numbers, reflectance x 10000; Sentinel-1: dB; RGB and Umbra: 0..255; Capella: its digital numbers) to normalised
-        float32. For a model of several inputs ``Inputs``, from a dict to a dict; nothing is resized.
+        float32. For a model of several inputs ``Inputs``, from a dict to a dict; nothing is resized. For MultiMAE
+        ``Domains``, from a dict of rasters ("s2", "dem", "worldcover") to one of domains.
 
     Raises:
         InputError: unknown model, sensor, band, statistics or preset, or an option that the model has not.
     """
     record = registry.get_record(name)
+    if record.inputs and record.inputs.keys() <= DOMAINS.keys():
+        if preset is not None or not isinstance(bands, Mapping | None):
+            raise InputError(f"{record.name} has no preset, and bands are given by raster, {{'s2': ['B4', 'B3']}}")
+        return _for_domains(record, sensor or "S2", bands or {}, stats, size, nodata)
     if record.inputs:
         if sensor is not None or size is not None or not isinstance(bands, Mapping | None):
             raise InputError(
@@ -371,6 +379,33 @@ def _for_inputs(
             raise InputError(f"unknown input '{name}'. {nearest(str(name), orders)}")
     given = {name: _given(name, own, record.inputs[name], orders[name]) for name, own in bands.items()}
     return Inputs(orders, recorded, bands=given, nodata=nodata, differences=differences)
+
+
+def _for_domains(
+    record: weights.Record,
+    sensor: str,
+    bands: Mapping[str, str | Sequence[str]],
+    stats: Stats | None,
+    size: int | None,
+    nodata: float | Mapping[str, float] | None,
+) -> Domains:
+    statistics = domain_statistics(record.statistics, stats, sensor=sensor)
+    size = registry.input_size(record.name) if size is None else size
+    step = max(domain.stride for domain in DOMAINS.values())
+    if size < step or size % step:
+        raise InputError(f"size is {size}, expected a multiple of {step} pixels, as labels are {step} pixels wide")
+    # L1C has all bands of L2A, and MMEarth's files hold B10 for both
+    owners = {"s2": "S2-L1C", "dem": "DEM", "worldcover": "WorldCover"}
+    owners |= {name: sensors.sensor_of(order) for name, order in record.inputs.items()}
+    for name in [*bands, *(nodata if isinstance(nodata, Mapping) else ())]:
+        if name not in owners:
+            raise InputError(f"unknown raster or domain '{name}'. {nearest(str(name), owners)}")
+    given = {
+        name: sensors.get_order(own) if isinstance(own, str) else sensors.resolve_bands(own, owners[name])
+        for name, own in {"s2": sensor, **bands}.items()
+    }
+    missing = dict(nodata) if isinstance(nodata, Mapping) else dict.fromkeys(owners, nodata)
+    return Domains(statistics, bands=given, nodata=missing, size=size)
 
 
 def _given(name: str, bands: str | Sequence[str], own: str, order: tuple[str, ...]) -> tuple[str, ...]:

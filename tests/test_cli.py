@@ -149,7 +149,7 @@ class TestFacts:
 
 
 OPTIONS = {
-    "--weights": ("w.pth", Path("w.pth")), "--cache-dir": ("c", Path("c")), "--sensor": ("S1", "S1"),
+    "--weights": ("github://o/r/v1", "github://o/r/v1"), "--cache-dir": ("c", Path("c")), "--sensor": ("S1", "S1"),
     "--bands": ("VV, VH", ["VV", "VH"]), "--bbox-crs": ("EPSG:4326", "EPSG:4326"), "--resolution": ("5", 5.0),
     "--units": ("db", "db"), "--boa-offset": ("-1", -1.0), "--nodata": ("7", 7.0), "--stats": ("s", "s"),
     "--layer": ("2", 2), "--pool": ("avg", "avg"), "--overlap": ("8", 8), "--min-valid": ("0.5", 0.5),
@@ -438,6 +438,46 @@ def test_every_option_of_predict_arrives(run, monkeypatch):
 
 
 EUROSAT = "smarties_vit_base.eurosat_finetune"
+
+
+class TestReconstruct:
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch):
+        from eo_zoo.geo import reconstruct
+        from eo_zoo.models.multimae import MultiMae
+        from eo_zoo.train.multimae import MultiMaePretraining
+
+        torch.manual_seed(0)
+        model = MultiMaePretraining(MultiMae(embed_dim=64, depth=2, num_heads=4), decoder_dim=32, decoder_depth=1)
+        monkeypatch.setattr(reconstruct, "pretraining_model", lambda name, **loading: model)
+
+    def test_picture_and_json(self, run, tmp_path):
+        arguments = ["reconstruct", "--input", f"s2={SAHARA}", "--visible", "0.5", "--hide", "rgb,ired", "--row", 50]
+        code, out, err = run(*arguments, "-o", tmp_path / "a.png", "--json")
+        facts = json.loads(out)
+        assert code == 0 and "pixels are 100 m" in err and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+        assert (facts["row"], facts["col"], facts["seed"]) == (50, 224, 0)
+        assert [name for name, own in facts["domains"].items() if own["given"]] == ["sired", "ebands"]
+        assert sum(own["visible"] for own in facts["domains"].values()) == 49
+        code, out, _ = run(*arguments, "-o", tmp_path / "b.png", "--seed", 1)
+        assert code == 0 and out.splitlines()[0].startswith("rgb: not given, loss ")
+        code, out, err = run(*arguments, "-o", tmp_path / "b.png", "--overwrite", "--quiet")
+        assert code == 0 and not out and err.startswith("warning:")
+        assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+    @pytest.mark.parametrize(
+        ("arguments", "sentence"),
+        [
+            (["--visible", "half"], "--visible is half, expected a number of patches, as 49, or a share, as 0.25"),
+            (["--given", "dem"], "given has 'dem', but the inputs hold rgb, ired, sired, ebands"),
+            (["-m", "anysat_base"], "anysat_base reconstructs nothing"),
+            (["--input", "s2"], "--input is 's2', expected SENSOR=INPUT"),
+            (["--input", "dem=missing.tif"], "missing.tif"),
+        ],
+    )
+    def test_wrong_use(self, run, tmp_path, arguments, sentence):
+        code, _, err = run("reconstruct", "--input", f"s2={SAHARA}", "-o", tmp_path / "a.png", "-q", *arguments)
+        assert code == 2 and err.count("error:") == 1 and sentence in err and not list(tmp_path.glob("*.png"))
 
 
 class TestPredict:

@@ -269,7 +269,7 @@ def _source(variant: str, cfg: Any) -> weights.Record | Path:
     if cfg.source == "local-dir":
         return Path(cfg.file) / "model.safetensors"
     if cfg.file:
-        return Path(cfg.file)
+        return weights.given(cfg.file, variant)
     record = weights.RECORDS.get(f"{variant}.{cfg.tag}")
     default = resolve_pretrained_cfg(variant, cfg.tag if record else None)
     if cfg.url and cfg.url != default.url:

@@ -441,7 +441,7 @@ def obtain(
 ) -> tuple[dict[str, Tensor], weights.Origin]:
     """All tensors of a record or a local file."""
     return weights.load(
-        registry.get_record(name) if source is None else Path(source),
+        registry.get_record(name) if source is None else weights.given(source, name.partition(".")[0]),
         from_official,
         layout=MultiMae.layout,
         cache_dir=cache_dir,

@@ -5,8 +5,8 @@ safetensors under a name that carries its SHA-256; from then on its pages are ma
 network. What is in the cache was verified when it came and is not hashed again; of a local file, the hash is
 remembered as long as its size, times and place on the disk stay the same.
 
-Environment: EO_ZOO_CACHE (folder), EO_ZOO_OFFLINE, EO_ZOO_MIRROR (folder or http(s) address), and of
-huggingface_hub HF_ENDPOINT, HF_HUB_OFFLINE and HF_HOME.
+Environment: EO_ZOO_CACHE (folder), EO_ZOO_OFFLINE, EO_ZOO_MIRROR (folder or http(s) address), of huggingface_hub
+HF_ENDPOINT, HF_HUB_OFFLINE and HF_HOME, and for releases on GitHub GITHUB_TOKEN, GH_TOKEN and GITHUB_API_URL.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from torch import Tensor
 
 from eo_zoo import sensors
 from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.files import replacing, sweep
-from eo_zoo.weights import cache, sources, stored
+from eo_zoo.weights import cache, download, github, sources, stored
 from eo_zoo.weights.cache import cache_root
 from eo_zoo.weights.checkpoint import check_fit, read
 
 __all__ = [
-    "RECORDS", "UNPUBLISHED", "Origin", "Record", "Task", "cache_root", "check_fit", "is_cached", "load", "pinned",
-    "read", "register", "require_published",
+    "RECORDS", "UNPUBLISHED", "Origin", "Record", "Task", "cache_root", "check_fit", "given", "is_cached", "load",
+    "pinned", "read", "register", "require_published",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ class Record:
     """One published weight set, as the family's file describes it."""
 
     name: str  # architecture.tag
-    # hf://owner/repo/path, https://host/path?query, package://file (in eo_zoo/data), file:///path; "" if unpublished
+    # hf://owner/repo/path, github://owner/repo/tag[/asset], https://host/path?query, package://file (in eo_zoo/data),
+    # file:///path; "" if unpublished
     source: str
     layout: str  # family and version of its key table; "" for whatever the model reads
     licence: str
@@ -93,8 +94,10 @@ class Record:
         published = not self.name.endswith(f".{UNPUBLISHED}")
         if not re.fullmatch(r"[\w.-]+", self.name) or published != ("://" in self.source):
             raise ValueError(f"not a weight record: name {self.name!r}, source {self.source!r}")
-        if self.scheme == "http" and urlsplit(self.source).hostname not in ("127.0.0.1", "::1", "localhost"):
+        if self.scheme == "http" and not download.protected(self.source):
             raise ValueError(f"{self.name}: weights come over https://, got {self.source!r}")
+        if self.scheme == "github":
+            github.parse(self.source)
         if self.sha256 is not None and not cache.is_sha256(self.sha256):
             raise ValueError(f"{self.name}: sha256 must be 64 lower-case hex digits, got {self.sha256!r}")
 
@@ -113,7 +116,12 @@ class Record:
 
     @property
     def address(self) -> str:
-        """What comes after ``://`` in the source: for the web host and path as a file's, without the query."""
+        """What comes after ``://`` in the source: for the web host and path as a file's, without the query.
+
+        Of a GitHub release this is where the asset lies on the web; see `github.Release.path` for one without a name.
+        """
+        if self.scheme == "github":
+            return github.parse(self.source).path
         address = self.source.partition("://")[2]
         return unquote(address.partition("?")[0]) if self.scheme in ("https", "http") else address
 
@@ -162,6 +170,17 @@ def register(*records: Record) -> None:
 def pinned(record: Record, *, cache_dir: str | Path | None = None) -> dict[str, Any]:
     """What this machine pinned at first use (sha256, size, commit, verified), or an empty dict."""
     return cache.read_pin(cache_root(cache_dir), record)
+
+
+def given(source: str | Path, architecture: str) -> Record | Path:
+    """What a user names as weights: a local file, or ``github://OWNER/REPO/TAG[/ASSET]``, an asset of a release there.
+
+    Raises:
+        InputError: the address names no release.
+    """
+    if str(source).startswith(github.SCHEME):
+        return Record(f"{architecture}.github", str(source), layout="", licence="")
+    return Path(source)
 
 
 def require_published(record: Record) -> None:

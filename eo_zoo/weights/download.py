@@ -76,6 +76,12 @@ def shown(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
+def protected(url: str) -> bool:
+    """Whether nobody on the way can read or change what is sent: https, or an address of this machine."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1", "localhost"))
+
+
 # ------------------------------------------------------------------------------------------------ patience
 
 
@@ -133,7 +139,7 @@ def _asked_wait(error: Exception) -> float:
     """Seconds that the server asks to wait, by Retry-After: a number or a date."""
     response: Any = getattr(error, "response", None)
     asked = "" if response is None else response.headers.get("Retry-After", "")
-    seconds = float(_number(asked) or 0)
+    seconds = float(number(asked) or 0)
     if until := _moment(asked):
         # by the server's own clock, where it tells the time
         seconds = until - (_moment(response.headers.get("Date", "")) or time.time())
@@ -149,7 +155,8 @@ def _moment(date: str) -> float | None:
     return None
 
 
-def _number(text: str | None) -> int | None:
+def number(text: str | None) -> int | None:
+    """The number that a header holds; None if it is not there or none."""
     return int(text) if text and re.fullmatch("[0-9]{1,18}", text) else None
 
 
@@ -189,7 +196,7 @@ def _attempt(url: str, path: Path, name: str, size: int | None, hashed: bool, he
     asked = {"Range": f"bytes={start}-"} if start else {}
     if start and notes["etag"].startswith('"'):
         asked["If-Range"] = notes["etag"]
-    with _open(url, asked, headers) as response:
+    with opened(url, asked, headers) as response:
         if start and response.status_code in (206, 416):
             if not _goes_on(response, start, notes):
                 path.unlink()
@@ -235,7 +242,7 @@ def _write(response: requests.Response, path: Path, start: int, total: int | Non
         bar.leave = True
 
 
-def _open(url: str, headers: Mapping[str, str], own: Mapping[str, str]) -> requests.Response:
+def opened(url: str, headers: Mapping[str, str], own: Mapping[str, str]) -> requests.Response:
     """The last answer of a chain of redirections; ``own`` headers, cookies and passwords stay with the first host."""
     import requests
 
@@ -250,7 +257,7 @@ def _open(url: str, headers: Mapping[str, str], own: Mapping[str, str]) -> reque
         if not response.is_redirect:
             return response
         response.close()
-        target = _redirected(url, response.headers["Location"])
+        target = redirected(url, response.headers["Location"])
         if urlsplit(target)[:2] != urlsplit(url)[:2]:
             own, auth = {}, _no_password
         url = target
@@ -261,7 +268,12 @@ def _no_password(request: requests.PreparedRequest) -> requests.PreparedRequest:
     return request
 
 
-def _redirected(url: str, location: str) -> str:
+def redirected(url: str, location: str) -> str:
+    """The address that ``url`` refers to, as a redirection or in what it answers.
+
+    Raises:
+        DownloadError: it is none, or leaves https.
+    """
     try:
         target = urljoin(url, location)
         scheme = urlsplit(target).scheme
@@ -326,8 +338,8 @@ def _goes_on(response: requests.Response, start: int, notes: Mapping[str, Any]) 
 def _total(response: requests.Response) -> int | None:
     """Bytes of the whole file, as far as the server says."""
     if response.status_code == 206:
-        return _number(response.headers.get("Content-Range", "").rpartition("/")[2])
-    return _number(response.headers.get("Content-Length"))
+        return number(response.headers.get("Content-Range", "").rpartition("/")[2])
+    return number(response.headers.get("Content-Length"))
 
 
 def _length(path: Path) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from eo_zoo.errors import DownloadError
-from eo_zoo.weights import cache, download
+from eo_zoo.weights import cache, download, github
 
 if TYPE_CHECKING:
     from eo_zoo.weights import Record
@@ -100,16 +100,29 @@ def from_hub(root: Path, record: Record, expected: str | None) -> Fetched:
 
 
 def from_web(root: Path, record: Record, expected: str | None) -> Fetched:
-    """https://HOST/PATH?QUERY: Zenodo, GitHub's release assets, any server."""
+    """https://HOST/PATH?QUERY: Zenodo, any server."""
     _require_online(root, record, record.source)
     with told(root, record, record.source):
         return Fetched(_download(root, record, record.source))
 
 
+def from_github(root: Path, record: Record, expected: str | None) -> Fetched:
+    """github://OWNER/REPO/TAG[/ASSET]: an asset of a release, found by GitHub's API."""
+    release = github.parse(record.source)
+    _require_online(root, record, release.page)
+    with told(root, record, release.page):
+        asset = github.find(release, name=record.name)
+        if asset.sha256:  # compared here already, to save the download
+            cache.require_same(root, record, asset.sha256, expected)
+        path = _download(root, record, asset.url, size=asset.size)
+    return Fetched(path, asset.sha256)
+
+
 def from_mirror(root: Path, record: Record, expected: str | None) -> Fetched:
     """$EO_ZOO_MIRROR, a folder or an http(s) address, followed by the record's address.
 
-    That is OWNER/REPO/PATH for the Hub and, so that two servers' files never meet, HOST/PATH for the web.
+    That is OWNER/REPO/PATH for the Hub and, so that two servers' files never meet, HOST/PATH for the web and for
+    GitHub: github.com/OWNER/REPO/releases/download/TAG/ASSET, an asset that is not named as REPO-TAG.pth.
     """
     mirror = os.environ["EO_ZOO_MIRROR"]
     if not mirror.startswith(("http://", "https://")):
@@ -132,6 +145,7 @@ def _download(
 #: By what comes before ``://``; given the cache folder, the record and the expected SHA-256.
 SOURCES: dict[str, Callable[[Path, Record, str | None], Fetched]] = {
     "hf": from_hub,
+    "github": from_github,
     "https": from_web,
     "http": from_web,
     "package": from_package,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,6 +18,7 @@ from tests.procedural import PARITY, forge, manifest, uniform
 
 CASES = json.loads((PARITY / "multimae.cases.json").read_text())
 TINY = dict(embed_dim=64, depth=2, num_heads=4)
+NUMPYS = np.float64(1e-4)  # the public code's schedule of learning rates is an array
 SMALL_DECODER = dict(decoder_dim=32, decoder_depth=1)
 
 
@@ -32,12 +35,13 @@ def official(size: str, part: str = "pretraining") -> dict[str, Tensor]:
     return forge(rows, {key: position_table(shape[1], 8) for key, shape, _ in rows if key.endswith("pos_emb")})
 
 
-def save(tensors: dict[str, Tensor], path: Path) -> Path:
-    """A checkpoint as the public code writes it, with all that lies beside the model."""
+def save(tensors: dict[str, Tensor], path: Path, *, lr: float = NUMPYS, zipped: bool = True, **other: object) -> Path:
+    """A checkpoint as the public code writes it, with all that lies beside the model; ``other`` takes its place."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([{"params": [weight], "lr_scale": 1.0}], lr=1e-4, betas=(0.9, 0.95))
     weight.grad = torch.ones(3)
     optimizer.step()
+    optimizer.param_groups[0]["lr"] = lr
     beside = dict(
         optimizer=optimizer.state_dict(),
         loss_balancer={"log_vars": torch.zeros(6)},
@@ -45,7 +49,7 @@ def save(tensors: dict[str, Tensor], path: Path) -> Path:
         scaler={"scale": 65536.0, "growth_factor": 2.0},
         args=argparse.Namespace(in_domains=list(DOMAINS), patch_size=8, data_path=None, alphas=1.0),
     )
-    torch.save({"model": tensors, **beside}, path)
+    torch.save({"model": OrderedDict(tensors), **beside, **other}, path, _use_new_zipfile_serialization=zipped)
     return path
 
 
