@@ -15,20 +15,20 @@ from rasterio.windows import Window
 
 from eo_zoo.errors import InputError
 from eo_zoo.geo.clouds import CloudBand
-from eo_zoo.geo.grid import Grid
-from eo_zoo.geo.resample import PixelAxis, read_through
+from eo_zoo.geo.grid import Grid, coincide, own_grid
+from eo_zoo.geo.resample import Parallel, Valid, Values
 from eo_zoo.geo.sources import GDAL_ERRORS, BandSource, alpha_band, data_bands
 from eo_zoo.geo.values import Conversion, conversion
+from eo_zoo.geo.warp import Warped
 
-Values = npt.NDArray[np.float32]
-Valid = npt.NDArray[np.bool_]
+__all__ = ["BandReader", "Valid", "Values", "read_bands"]
 
 
 @dataclass(frozen=True)
 class BandReader:
     """A band and how to read it: ``number`` is its place in the file, from 1.
 
-    ``rows`` and ``columns`` place the scene's grid in the file; ``direct``: its pixels are the file's own.
+    ``place`` says how the scene's grid is read from the file's pixels.
     ``clouds`` masks the file's pixels, before they are resampled, so that no cloud leaks into its neighbours.
     """
 
@@ -39,9 +39,7 @@ class BandReader:
     nodata: float | None
     alpha: int | None  # number of the band that masks this one
     conversion: Conversion
-    rows: PixelAxis
-    columns: PixelAxis
-    direct: bool
+    place: Parallel | Warped
     clouds: CloudBand | None = None
 
     @staticmethod
@@ -94,18 +92,21 @@ class BandReader:
             next((value for value in declared if value is not None), None),
             alpha_band(dataset) if source.masked else None,
             made,
-            *_place(dataset, grid),
+            # classes have no mean
+            _place(dataset, grid, nearest=target_units == "class"),
         )
 
     def on(self, grid: Grid) -> BandReader:
-        """The same band on other pixels of the same CRS."""
-        rows, columns, direct = _place(self.dataset, grid)
-        return replace(self, rows=rows, columns=columns, direct=direct)
+        """The same band on other pixels."""
+        return replace(self, place=_place(self.dataset, grid, nearest=self.place.nearest))
 
 
-def _place(dataset: DatasetReader, grid: Grid) -> tuple[PixelAxis, PixelAxis, bool]:
-    rows, columns = grid.axes(dataset)
-    return rows, columns, rows.aligned(grid.height) and columns.aligned(grid.width)
+def _place(dataset: DatasetReader, grid: Grid, *, nearest: bool) -> Parallel | Warped:
+    own = own_grid(dataset)
+    if not coincide(own, grid.crs):
+        return Warped(grid, own, nearest)
+    rows, columns = grid.axes(own)
+    return Parallel(rows, columns, rows.aligned(grid.height) and columns.aligned(grid.width), nearest)
 
 
 def read_bands(bands: Sequence[BandReader], row: int, column: int, height: int, width: int) -> tuple[Values, Valid]:
@@ -117,14 +118,11 @@ def read_bands(bands: Sequence[BandReader], row: int, column: int, height: int, 
     Raises:
         InputError: a valid pixel is infinite, or the file is corrupt.
     """
-    rows, columns = bands[0].rows, bands[0].columns
-    if bands[0].direct:
-        return _stored(bands, Window(column + round(columns.start), row + round(rows.start), width, height))
 
     def stored(top: int, left: int, height: int, width: int) -> tuple[Values, Valid]:
         return _stored(bands, Window(left, top, width, height))
 
-    return read_through(rows, columns, (row, column, height, width), stored)
+    return bands[0].place.read((row, column, height, width), stored)
 
 
 def _stored(bands: Sequence[BandReader], window: Window) -> tuple[Values, Valid]:

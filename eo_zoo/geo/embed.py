@@ -17,12 +17,15 @@ from eo_zoo import registry
 from eo_zoo.errors import InputError
 from eo_zoo.files import sweep
 from eo_zoo.geo.checks import check_weights, find_device, one_of, writable
+from eo_zoo.geo.domains import embed_domains
 from eo_zoo.geo.job import Log, Report, name_of
 from eo_zoo.geo.opening import Reading, Source, check_bands, is_several, opened, record_for, source_name
 from eo_zoo.geo.output import TIFF, VECTOR
 from eo_zoo.geo.run import OUT_DTYPES, Embedding, Options, embed_scene, model_layer, tile_grid
 from eo_zoo.geo.scene import Scene
 from eo_zoo.geo.several import KINDS, Readings, embed_several
+from eo_zoo.models.multimae import MultiMae
+from eo_zoo.models.multimae_domains import DOMAINS, RASTERS
 from eo_zoo.presets import get_preset
 from eo_zoo.sensors import Statistics
 from eo_zoo.weights import Record
@@ -80,6 +83,11 @@ def embed_raster(
     ground that all cover, in whole squares of 10 m (30 m). A series keeps all its dates, its missing values masked;
     a cell of a dense map is NaN where its input has no valid value at any date, a patch where no input has one.
 
+    MultiMAE takes any of ``{"s2": ..., "dem": ..., "worldcover": ...}``: Sentinel-2, elevation in metres and ESA
+    WorldCover's codes, brought to the pixels of s2 (else of the first), over the ground that all cover, from any CRS;
+    codes are those of the nearest pixel. They fill its domains as far as their bands go, and the map is the mean of
+    the domains' maps. See ``eo_zoo.geo.domains.open_domains``.
+
     Args:
         source: GeoTIFF, folder of band files, or STAC item (path, URL or dict); see ``open_scene``, also for
             ``sensor``, ``bands``, ``units``, ``boa_offset``, ``nodata``, ``bbox``, ``bbox_crs``, ``resolution``.
@@ -91,25 +99,27 @@ def embed_raster(
         weights: a local checkpoint instead of the published one.
         cache_dir: where weights are kept.
         stats: recorded statistics by name, a JSON file, or an object; by default the model's for the sensor. For
-            several inputs also a dict by key, or a file as ``eo-zoo stats`` writes it.
+            several inputs also a dict by key, or a file as ``eo-zoo stats`` writes it; for MultiMAE also MMEarth's
+            ``band_stats.json``, and keys may be domains.
         layer: block, or stage of a pyramid as MaRS', whose map before any norm is written; negative counts from the
             end, and the last is the default.
-        pool: "token" (where the model has a class token) or "avg": the model's pooled vector, over the tiles
-            weighted by their valid values.
-        patch_size: several inputs: metres, a multiple of 10 (30 with l7 or alos); by default the smallest.
-        output: several inputs: "patch" for a map of patches (the default for a .tif), "dense" for one of the
+        pool: "token" (where the model has a class token, or a global one) or "avg": the model's pooled vector, over
+            the tiles weighted by their valid values.
+        patch_size: AnySat: metres, a multiple of 10 (30 with l7 or alos); by default the smallest.
+        output: AnySat: "patch" for a map of patches (the default for a .tif), "dense" for one of the
             sub-patches of ``output_modality`` (2 m for aerial, 10 m for s2), "tile" for one vector.
-        output_modality: input whose sub-patches a dense map has; the first by default.
-        tile: several inputs: metres a side of what the model sees at once, a multiple of the patch size. By default the
+        output_modality: AnySat: input whose sub-patches a dense map has; the first by default. MultiMAE: domain whose
+            map is written, as "rgb"; by default it is the mean over all.
+        tile: AnySat: metres a side of what the model sees at once, a multiple of the patch size. By default the
             shorter side of the area, or 16 patches if that is less: AnySat was trained with 3 to 32 a side, and its
             attention grows with the square of their number.
-        overlap: pixels (several inputs: metres), a multiple of the patch; by default half of a tile. Less is faster,
+        overlap: pixels (AnySat: metres), a multiple of the patch; by default half of a tile. Less is faster,
             and steps show.
-        preset: several inputs: the training data set whose band orders, units and statistics hold, see
+        preset: AnySat: the training data set whose band orders, units and statistics hold, see
             ``eo_zoo.presets``.
         min_valid: share of a cell's values, 0 to 1, that must be valid; pixels beyond the raster are not. Of a patch
-            of several inputs it is the mean of theirs.
-        batch_size: tiles encoded together, by default 8, of several inputs 1; other sizes agree within 1e-5.
+            of several inputs, or domains, it is the mean of theirs.
+        batch_size: tiles encoded together, by default 8, of AnySat 1; other sizes agree within 1e-5.
         device: as torch names them; by default a GPU if there is one (a module stays where it is).
         dtype: "float32", "bfloat16" or "float16" inside the model; "auto": bfloat16 where the device is fast in it.
         out_dtype: "float32" or "float16" in the map.
@@ -135,9 +145,12 @@ def embed_raster(
     )  # fmt: skip
     of_several = dict(patch_size=patch_size, output=output, output_modality=output_modality, tile=tile, preset=preset)
     of_image = dict(sensor=sensor, resolution=resolution, layer=layer, pool=pool)
-    name = _called(model, record)
+    name, domains = _called(model, record), _takes_domains(model, record)
     if sources is None:
         _refuse(of_several | of_series, f"models of several inputs, and {name} takes one image")
+    elif domains:
+        del of_several["output_modality"]
+        _refuse(of_several | of_series, f"models of inputs at their own resolutions, and {name} takes all on one grid")
     else:
         _refuse(of_image, f"models of one image, and {name} takes several inputs, each at its own resolution")
         output = one_of("output", output, (None, *KINDS)) or ("patch" if _is_map(out) else "tile")
@@ -153,7 +166,7 @@ def embed_raster(
         tile=tile,
         overlap=overlap,
         min_valid=min_valid,
-        batch_size=(8 if sources is None else 1) if batch_size is None else batch_size,
+        batch_size=(8 if sources is None or domains else 1) if batch_size is None else batch_size,
         device=find_device(device, model),
         dtype=dtype,
         out_dtype=one_of("out_dtype", out_dtype, OUT_DTYPES),
@@ -167,7 +180,10 @@ def embed_raster(
     log, loading = Log(report), dict(weights=weights, cache_dir=cache_dir)
     place: Any = dict(bbox=bbox, bbox_crs=bbox_crs)
     values: Any = dict(bands=bands, stats=stats, units=units, boa_offset=boa_offset, nodata=nodata)
-    if sources is None:
+    if sources is not None and domains:
+        place |= dict(sensor=sensor, resolution=resolution)
+        result = embed_domains(sources, model, options, {**place, **values}, log, **loading)
+    elif sources is None:
         reading = Reading(sensor=sensor, resolution=resolution, **place, **values)
         result = _embed_image(cast(Source, source), model, options, reading, log, loading)
     else:
@@ -204,6 +220,8 @@ def _inputs(
 ) -> Mapping[str, Source] | None:
     """The inputs by key of a model that takes several; None for a model of one image."""
     keys = list(record.inputs) if record else list(getattr(model, "inputs", ()))
+    if _takes_domains(model, record):
+        keys = list(RASTERS)
     if keys and not (is_several(source) and source):
         raise InputError(
             f"{_called(model, record)} takes its inputs by name: give --input {keys[0]}=INPUT, once for each of those "
@@ -212,6 +230,11 @@ def _inputs(
     if not keys and is_several(source):
         raise InputError(f"{_called(model, record)} takes one image, not several inputs: give it without --input")
     return cast(Mapping[str, Source], source) if keys else None
+
+
+def _takes_domains(model: str | nn.Module, record: Record | None) -> bool:
+    """Whether it is a MultiMAE, whose inputs are the rasters that hold its domains."""
+    return isinstance(model, MultiMae) or (record is not None and record.inputs.keys() == DOMAINS.keys())
 
 
 def _called(model: str | nn.Module, record: Record | None) -> str:
@@ -231,7 +254,9 @@ def _is_map(out: str | Path | None) -> bool:
 def _check(options: Options, vector: bool) -> None:
     way = "pool" if options.output is None else "output 'tile'"
     if vector:
-        given = [name for name in ("layer", "overlap", "preview") if getattr(options, name) is not None]
+        given = [
+            name for name in ("layer", "overlap", "preview", "output_modality") if getattr(options, name) is not None
+        ]
         given += ["min_valid"] * (options.min_valid > 0) + ["out_dtype"] * (options.out_dtype != "float32")
         if given:
             raise InputError(f"{', '.join(given)} only apply to maps: leave them out, or leave out {way}")
@@ -248,4 +273,4 @@ def _check_before_loading(name: str, scene: Scene, options: Options) -> None:
     with torch.device("meta"):
         empty = registry.create_model(name, pretrained=False, bands=scene.bands, **_pooling(options))
     _, patch, _ = model_layer(empty, options.layer)
-    tile_grid(scene, empty, patch, options)
+    tile_grid(scene.grid, empty, patch, options)

@@ -123,6 +123,11 @@ class Grid:
         return f"--bbox {asked} lies outside the scene, which covers {own}{other}"
 
 
+def own_grid(dataset: DatasetReader) -> Grid:
+    """A file's own pixels."""
+    return Grid(dataset.crs, dataset.transform, dataset.width, dataset.height)
+
+
 def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.10g}" for value in values)
 

@@ -334,13 +334,17 @@ def _project(embedding: Path, basis: tuple[np.ndarray, np.ndarray], thumbnail: T
     return picture
 
 
-def stretch(picture: np.ndarray) -> np.ndarray:
-    """Values (3, rows, columns) to bytes (rows, columns, 3); a flat channel is middle grey, NaN white."""
+def stretch(picture: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
+    """Values (3, rows, columns) to bytes (rows, columns, 3); a flat channel is middle grey, NaN white.
+
+    From the 2nd to the 98th percentile of each channel, of ``like`` if that is given.
+    """
     result = np.full(picture.shape, 255, np.uint8)
-    known = ~np.isnan(picture).any(axis=0)
-    if known.any():
-        for channel, values in zip(result, picture[:, known], strict=True):
-            low, high = np.percentile(values, (2, 98))
+    like = picture if like is None else like
+    known, counted = (~np.isnan(one).any(axis=0) for one in (picture, like))
+    if known.any() and counted.any():
+        for channel, values, reference in zip(result, picture[:, known], like[:, counted], strict=True):
+            low, high = np.percentile(reference, (2, 98))
             scaled = (values - low) / (high - low) if high > low else np.full_like(values, 0.5)
             channel[known] = np.round(255 * np.clip(scaled, 0, 1))
     return np.ascontiguousarray(result.transpose(1, 2, 0))

@@ -1,5 +1,5 @@
 """Resampling along pixel rows and columns, numpy only: bilinear to finer pixels, area average to coarser
-ones.
+ones; classes are those of the nearest pixel.
 
 GDAL's warper does the same arithmetic, but has another rule for each kind of mask (nodata, alpha, NaN, a
 value known only from a STAC item) and may average an overview made with nearest neighbour. Here one mask
@@ -13,6 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+Values = npt.NDArray[np.float32]
+Valid = npt.NDArray[np.bool_]
+Read = Callable[[int, int, int, int], tuple[Values, Valid]]  # of a raster: first row and column, height, width
 
 STEP = 2.0**20  # weights are whole multiples of 1 / STEP, so that they add up to exactly 1 in float32
 
@@ -30,13 +34,17 @@ class PixelAxis:
         drift = abs(self.step - 1) * length
         return drift < 0.01 and abs(self.start - round(self.start)) < 0.01
 
-    def taps(self, first: int, count: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    def taps(
+        self, first: int, count: int, *, nearest: bool = False
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
         """The raster's pixels that make up grid pixels first ... first + count - 1, and their weights.
 
         Returns:
             indices and weights, both (count, taps). Indices beyond the raster are moved to its edge; the
             weights of a row add up to 1.
         """
+        if nearest:
+            return self.nearest(first, count)[0][:, None], np.ones((count, 1), np.float32)
         places = first + np.arange(count, dtype=np.float64)
         if self.step <= 1:
             centre = self.start + (places + 0.5) * self.step - 0.5
@@ -62,12 +70,31 @@ class PixelAxis:
         return np.clip(index, 0, self.size - 1), (index >= 0) & (index < self.size)
 
 
+@dataclass(frozen=True)
+class Parallel:
+    """How a grid is read from a raster of the same CRS; ``direct``: its pixels are the raster's own."""
+
+    rows: PixelAxis
+    columns: PixelAxis
+    direct: bool
+    nearest: bool
+
+    @property
+    def way(self) -> str:
+        """The resampling, in words."""
+        return "nearest" if self.nearest else "bilinear" if self.columns.step <= 1 else "area average"
+
+    def read(self, window: tuple[int, int, int, int], read: Read) -> tuple[Values, Valid]:
+        """A window of the grid, see :func:`read_through`."""
+        if not self.direct:
+            return read_through(self.rows, self.columns, window, read, nearest=self.nearest)
+        row, column, height, width = window
+        return read(row + round(self.rows.start), column + round(self.columns.start), height, width)
+
+
 def read_through(
-    rows: PixelAxis,
-    columns: PixelAxis,
-    window: tuple[int, int, int, int],
-    read: Callable[[int, int, int, int], tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    rows: PixelAxis, columns: PixelAxis, window: tuple[int, int, int, int], read: Read, *, nearest: bool = False
+) -> tuple[Values, Valid]:
     """A window of a grid, resampled from the raster's pixels that it needs.
 
     Args:
@@ -76,24 +103,25 @@ def read_through(
         window: first row and column in the grid, height and width.
         read: gives values and validity (n, height, width) of the raster for such a window of its own, values 0 where
             invalid.
+        nearest: the nearest pixel's value, as of classes, of which there is no mean.
 
     Returns:
         as :func:`resample`.
     """
     row, column, height, width = window
-    row_taps, row_weights = rows.taps(row, height)
-    column_taps, column_weights = columns.taps(column, width)
+    row_taps, row_weights = rows.taps(row, height, nearest=nearest)
+    column_taps, column_weights = columns.taps(column, width, nearest=nearest)
     top, left = int(row_taps.min()), int(column_taps.min())
     values, valid = read(top, left, int(row_taps.max()) - top + 1, int(column_taps.max()) - left + 1)
     return resample(values, valid, (row_taps - top, row_weights), (column_taps - left, column_weights))
 
 
 def resample(
-    values: npt.NDArray[np.float32],
-    valid: npt.NDArray[np.bool_],
+    values: Values,
+    valid: Valid,
     rows: tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]],
     columns: tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+) -> tuple[Values, Valid]:
     """Weighted means of valid pixels only.
 
     Args:
@@ -114,11 +142,7 @@ def resample(
     return np.divide(total, weight, out=np.zeros_like(total), where=enough), enough
 
 
-def _weigh(
-    values: npt.NDArray[np.float32],
-    taps: tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]],
-    axis: int,
-) -> npt.NDArray[np.float32]:
+def _weigh(values: Values, taps: tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]], axis: int) -> Values:
     index, weights = taps
     shape = (-1, 1) if axis == 1 else (1, -1)
     total = values.take(index[:, 0], axis=axis) * weights[:, 0].reshape(shape)

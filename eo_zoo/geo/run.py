@@ -10,11 +10,13 @@ from typing import Any, cast
 
 import numpy as np
 import rasterio
+import torch
 from torch import Tensor, nn
 
 from eo_zoo.errors import InputError
 from eo_zoo.files import replacing
 from eo_zoo.geo import job, output
+from eo_zoo.geo.grid import Grid
 from eo_zoo.geo.job import Job, Log, coarser
 from eo_zoo.geo.scene import GDAL_OPTIONS, Scene
 from eo_zoo.geo.stream import Encode, Raster, Source, Tally, map_strips, pooled_vector
@@ -88,18 +90,36 @@ def embed_scene(
         InputError: the image is too small or all nodata, or an option does not fit the model.
         OSError: the output cannot be written.
     """
-    layer, patch, channels = model_layer(model, options.layer)
-    grid = tile_grid(scene, model, patch, options)
+    _, patch, _ = model_layer(model, options.layer)
     raster = Raster(scene, statistics, Tally(statistics, job.true_colour(scene) if options.preview else None), patch)
-    pool, layers = options.pool, len(cast(Any, model).feature_info)
+    return embed_tiles(Job(raster, model, options, log or Log(), name, source), raster)
+
+
+def embed_tiles(work: Job, source: Source, tags: Mapping[str, str] | None = None) -> Embedding:
+    """Embed tiles of the model's input size with a model that gives one map a layer, or one a domain.
+
+    Args:
+        work: its options are ``Options``; its inputs have one grid.
+        source: gives the tiles as the model takes them; its cells are the model's patches.
+        tags: what only this kind of input has to tell.
+
+    Raises:
+        InputError: as ``embed_scene``.
+        OSError: the output cannot be written.
+    """
+    model, options = cast(Any, work.model), cast(Options, work.options)
+    layer, patch, channels = model_layer(model, options.layer)
+    grid = tile_grid(work.grid, model, patch, options)
+    pool, layers = options.pool, len(model.feature_info)
     run = Run(
-        Job(raster, model, options, log or Log(), name, source),
-        raster,
+        work,
+        source,
         grid,
         channels=channels,
         cell=patch,
-        layer=str(layer),
+        layer=" ".join(filter(None, (str(layer), options.output_modality))),
         tags={
+            **(tags or {}),
             "LAYER": f"pool {pool}" if pool else f"{layer} (0 to {layers - 1})",
             "PATCH": str(patch),
             "TILE": str(grid.tile),
@@ -215,13 +235,13 @@ class Run:
         return Embedding(shape=vector.shape, vector=vector, **work.facts(1, work.missing()))
 
 
-def tile_grid(scene: Scene, model: Any, patch: int, options: Options) -> TileGrid:
+def tile_grid(grid: Grid, model: Any, patch: int, options: Options) -> TileGrid:
     """Tiles of the model's input size; those for a pooled vector count every pixel in one tile only."""
     tile = int(model.pretrained_cfg["input_size"][-1])
     overlap = options.overlap
     if overlap is None:
         overlap = 0 if options.pool else default_overlap(tile, patch)
-    return TileGrid(scene.grid.height, scene.grid.width, patch, tile, overlap)
+    return TileGrid(grid.height, grid.width, patch, tile, overlap)
 
 
 def model_layer(model: Any, layer: int | None) -> tuple[int, int, int]:
@@ -234,18 +254,28 @@ def model_layer(model: Any, layer: int | None) -> tuple[int, int, int]:
     return index % count, int(info["reduction"]), int(info["num_chs"])
 
 
-def _features(model: Any, layer: int, options: Options) -> Callable[[Tensor], Tensor]:
-    """The model as a function from normalised tiles to features: a layer's map, or the pooled vector."""
-    if options.pool and getattr(model, "global_pool", None) != options.pool:
-        raise InputError(
-            f"the model pools by '{getattr(model, 'global_pool', None)}', not '{options.pool}': "
-            f"create it with global_pool='{options.pool}'"
-        )
+def global_pool(model: Any, pool: str | None) -> str | None:
+    """The model's own word for a pooling: MultiMAE's token is called global."""
+    return "global" if pool == "token" and hasattr(model, "global_tokens") else pool
 
-    def forward(x: Tensor) -> Tensor:
-        if options.pool:
+
+def _features(model: Any, layer: int, options: Options) -> Callable[[Tensor], Tensor]:
+    """The model as a function from normalised tiles to features: a layer's map, or the pooled vector.
+
+    Of a map for each domain it is the mean, or that of ``output_modality``.
+    """
+    own, pool = getattr(model, "global_pool", None), global_pool(model, options.pool)
+    if pool and own != pool:
+        raise InputError(f"the model pools by '{own}', not '{pool}': create it with global_pool='{pool}'")
+
+    def forward(x: Any) -> Tensor:
+        if pool:
             return model.forward_head(model.forward_features(x), pre_logits=True)
         [features] = model.forward_intermediates(x, indices=[layer], norm=False, intermediates_only=True)
-        return features
+        if isinstance(features, Tensor):
+            return features
+        if options.output_modality:
+            return features[options.output_modality]
+        return torch.stack(list(features.values())).mean(dim=0)
 
     return forward

@@ -97,6 +97,11 @@ class Scene(Opened):
         """Whether a cloud mask makes pixels invalid."""
         return any(band.clouds for band in self._bands)
 
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """How its bands come to its pixels, in words, each once; none where they are the files' own."""
+        return tuple(dict.fromkeys(band.place.way for band in self._bands if not band.place.direct))
+
     def read(self, row: int, col: int, height: int, width: int) -> tuple[Values, Valid]:
         """A window, which may reach beyond the grid. A pixel is the same whatever window it is read through.
 
@@ -140,10 +145,10 @@ class Scene(Opened):
         return samples(self.read, self.grid, self.bands, windows, size)
 
     def on(self, grid: Grid, bands: Sequence[str] | None = None) -> Scene:
-        """The same on other pixels of the same CRS, resampled as bands of a scene are; the files stay with this one.
+        """The same on other pixels, resampled as bands of a scene are; the files stay with this one.
 
         Args:
-            grid: the pixels wanted; they may reach beyond the files.
+            grid: the pixels wanted; they may reach beyond the files, and have another CRS.
             bands: canonical names in the order wanted, repeats allowed; None for all.
         """
         there = {band.name: band for band in self._bands}
@@ -174,7 +179,7 @@ class Scene(Opened):
         if grid != self.grid:
             found.notes.append("the inputs cover different areas: only the common part is used")
         bands = [band.on(grid) for band in (*self._bands, *other._bands)]
-        if not all(band.direct for band in bands[len(self._bands) :]):
+        if not all(band.place.direct for band in bands[len(self._bands) :]):
             found.notes.append(f"{other.sensor}: resampled to the pixels of {self.sensor}")
         return Scene(grid, bands, found, f"{self.units}, {other.units}")
 
@@ -240,7 +245,7 @@ def open_scene(
     """Open a raster, a folder of band files or a STAC item as one scene.
 
     Bands on other grids are resampled: bilinear to finer pixels, area average to coarser ones, valid pixels
-    only.
+    only; classes are those of the nearest pixel.
 
     Args:
         source: a file, a folder, an http(s) address, a STAC item (file, address or its JSON as a dict), or a list of
@@ -361,9 +366,8 @@ def _tell(found: Found, bands: Sequence[BandReader], grid: Grid, boa_offset: flo
     silent = []
     for band in bands:
         said.setdefault(band.conversion.note, []).append(band.name)
-        if not band.direct:
-            way = "bilinear" if band.columns.step <= 1 else "area average"
-            said.setdefault(f"resampled to pixels of {grid.transform.a:g} ({way})", []).append(band.name)
+        if not band.place.direct:
+            said.setdefault(f"resampled to pixels of {grid.transform.a:g} ({band.place.way})", []).append(band.name)
         if band.nodata not in (None, band.dataset.nodatavals[band.number - 1]) and not np.isnan(band.nodata):
             said.setdefault(f"nodata {band.nodata:g}, as the file does not say", []).append(band.name)
         elif band.nodata is None and band.dataset.mask_flag_enums[band.number - 1] == [MaskFlags.all_valid]:

@@ -104,10 +104,14 @@ class Raster(Opened):
     def read(self, top: int, left: int, height: int, width: int, own: tuple[int, int]) -> Pixels:
         """See ``Source``."""
         row, col = top * self.patch, left * self.patch
-        values, valid = self.scene.read(row, col, height * self.patch, width * self.patch)
+        pixels = self.window(row, col, height * self.patch, width * self.patch)
         part = np.s_[:, : own[0] * self.patch, : own[1] * self.patch]
-        self.tally.add(row, col, values[part], valid[part])
-        return Pixels(values, valid, self.statistics, self.patch)
+        self.tally.add(row, col, pixels.values[part], pixels.valid[part])
+        return pixels
+
+    def window(self, row: int, col: int, height: int, width: int) -> Pixels:
+        """Pixels of the scene, which are counted nowhere."""
+        return Pixels(*self.scene.read(row, col, height, width), self.statistics, self.patch)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from eo_zoo.sensors import UNITS, Statistics, get_sensor
 
 DN = 10000.0  # dn per unit of reflectance, in every optical product that calls its numbers so
 MEANING = {"dn": "dn (reflectance x 10000)"}  # of optical bands; the others' words are plain
+SOLE = {"m": "metres", "class": "codes of classes"}  # units that nothing is converted to or from
 CIRRUS = 75.0  # dn; 99 % of Sentinel-2's cirrus band (B10) stays below, by the SMARTIES statistics of L1C
 REFLECTIVE = 5000.0  # nm; a band of longer wavelength is thermal or radar and has no reflectance
 
@@ -200,7 +201,8 @@ def _other(dtype: np.dtype, target: str, sensor: str, units: str | None, scale: 
         )
     note = f"values are {given}, as said"
     if units is None:
-        note = f"no units in the metadata: values taken as {target}; say --units otherwise"
+        note = f"no units in the metadata: values taken as {SOLE.get(target, target)}"
+        note += "; say --units otherwise" * (target not in SOLE)
     if described:
         note += f"; scale {scale:g} and offset {offset:g} of the metadata applied"
     function = "" if given == target else "log10" if target == "db" else "power"

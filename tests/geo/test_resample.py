@@ -30,6 +30,14 @@ def test_aligned():
     assert not PixelAxis(0.0, 0.5, 50).aligned(1)
 
 
+@pytest.mark.parametrize("step", [0.3, 1.0, 4.7])
+def test_the_nearest_pixel_is_one_of_the_rasters_own(step):
+    axis = PixelAxis(0.2, step, 100)
+    index, weights = axis.taps(3, 10, nearest=True)
+    assert index[:, 0].tolist() == [int(0.2 + (3 + i + 0.5) * step) for i in range(10)]
+    assert weights.shape == (10, 1) and (weights == 1).all()
+
+
 def test_a_hole_is_left_out_of_the_mean():
     values = np.array([[[4, 8, 0, 16]]], np.float32)
     valid = np.array([[[True, True, False, True]]])
