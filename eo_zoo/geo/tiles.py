@@ -171,8 +171,8 @@ class WindowGrid(TileGrid):
 
 
 def default_overlap(tile: int, patch: int) -> int:
-    """Half of the tile in whole patches, in pixels: every inner cell is then a smooth blend of four tiles.
+    """Half of the tile in whole patches or a little more, in pixels: every inner cell is then a blend of four tiles.
 
-    With a quarter, half the work, the middle of a tile is its own alone, and steps show between tiles.
+    With less, as with a quarter at half the work, the middle of a tile is its own alone, and steps show between tiles.
     """
-    return tile // patch // 2 * patch
+    return min((tile // patch + 1) // 2, tile // patch - 1) * patch

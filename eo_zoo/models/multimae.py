@@ -50,8 +50,9 @@ def position_table(dim: int, patch_size: int) -> Tensor:
 
 def resized_table(table: Tensor, grid: tuple[int, int], mode: str) -> Tensor:
     """Table (1, D, rows, columns) to (1, tokens, D) for a grid of patches, without antialiasing, as the public code."""
-    made = F.interpolate(table.float(), grid, mode=mode, align_corners=False)
-    return made.flatten(2).transpose(1, 2).to(table.dtype)
+    if table.shape[2:] != grid:
+        table = F.interpolate(table.float(), grid, mode=mode, align_corners=False).to(table.dtype)
+    return table.flatten(2).transpose(1, 2)
 
 
 class InputAdapter(nn.Module):

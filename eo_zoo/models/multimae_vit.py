@@ -57,7 +57,9 @@ def to_vit(model: MultiMae, domain: str = "rgb", *, img_size: int | tuple[int, i
     Raises:
         InputError: the domain is none of the model's or no image, or the patches do not divide the size.
     """
-    plain = _plain(_arguments_of(model, domain, img_size), _config(model, domain))
+    arguments = _arguments_of(model, domain, img_size)
+    size = dict(input_size=(arguments["in_chans"], *arguments["img_size"]))
+    plain = _plain(arguments, _config(model, domain) | size)
     adapter = model.input_adapters[domain]
     rows = adapter.positions(plain.patch_embed.grid_size)  # type: ignore[operator]  # an InputAdapter's
     tensors = {
@@ -219,7 +221,6 @@ def _config(model: MultiMae, domain: str) -> dict[str, Any]:
     record = registry.record_of(model)
     return dict(
         architecture=ARCHITECTURE,
-        input_size=(DOMAINS[domain].channels, *model.img_size),
         license=record.licence if record else None,
         description=f"{record.title if record else 'MultiMAE'}, {domain}: {model.weights_origin or 'random weights'}",
         **input_cfg(record, sensors.sensor_of(order), sensors.get_order(order)),

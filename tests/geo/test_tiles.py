@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_an_error(change: dict[str, int], words: str) -> No
 
 @pytest.mark.parametrize(
     ("tile", "patch", "overlap"),
-    [(224, 16, 112), (112, 8, 56), (8, 8, 0), (16, 8, 8), (24, 8, 8), (256, 32, 128)],
+    [(224, 16, 112), (112, 8, 56), (8, 8, 0), (16, 8, 8), (24, 8, 16), (56, 8, 32), (256, 32, 128)],
 )
 def test_default_overlap_is_half(tile: int, patch: int, overlap: int) -> None:
     assert default_overlap(tile, patch) == overlap

@@ -70,7 +70,12 @@ def test_there_and_back(model, domain, size):
     vit = to_vit(model, domain, img_size=size)
     back = from_vit(vit, domain)
     assert (back.in_domains, back.patch_size) == ((domain,), 8)
-    assert back.img_size == vit.patch_embed.img_size == {None: (56, 56), 224: (224, 224)}.get(size, size)
+    assert (
+        back.img_size
+        == vit.patch_embed.img_size
+        == vit.pretrained_cfg["input_size"][1:]
+        == {None: (56, 56), 224: (224, 224)}.get(size, size)
+    )
     given = mapped(model, domain)
     assert set(given) == set(back.state_dict())
     assert all(torch.equal(back.state_dict()[name], tensor) for name, tensor in given.items())
