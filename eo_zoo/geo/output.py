@@ -335,7 +335,7 @@ def _project(embedding: Path, basis: tuple[np.ndarray, np.ndarray], thumbnail: T
 
 
 def stretch(picture: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
-    """Values (3, rows, columns) to bytes (rows, columns, 3); a flat channel is middle grey, NaN white.
+    """Values (channels, rows, columns) to bytes (rows, columns, channels); a flat channel is middle grey, NaN white.
 
     From the 2nd to the 98th percentile of each channel, of ``like`` if that is given.
     """
