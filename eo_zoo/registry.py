@@ -103,7 +103,7 @@ def create_model(
         raise InputError(f"pretrained=False asks for random weights, but weights={weights} was given: leave one out")
     overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
     if weights is not None:
-        overlay = {**overlay, "file": str(weights)}
+        overlay = {**overlay, "file": str(weights) or "."}  # an empty path must not mean the published weights
     model = timm.create_model(
         record.name, pretrained=pretrained, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **kwargs
     )
