@@ -17,7 +17,7 @@ test: .venv/test
 	$(BIN)/python -m pytest -n auto --maxprocesses 2
 
 slow: .venv/test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 2
 
 lint: .venv/test
 	$(BIN)/ruff check .

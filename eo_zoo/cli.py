@@ -388,8 +388,12 @@ def reconstruct(
     weights: Weights = None,
     cache_dir: Cache = None,
     visible: Annotated[
-        str, typer.Option(help="Patches of all domains together that the model is shown; 0.0 to 1.0 is their share.")
-    ] = "49",
+        str | None,
+        typer.Option(
+            help="Patches of all domains together that the model is shown, as 49, or their share, as 0.25; a sixth if "
+            "not given."
+        ),
+    ] = None,
     given: Annotated[
         str | None, typer.Option(help="Domains that the model is shown, with commas; all of the inputs if not given.")
     ] = None,
@@ -424,7 +428,7 @@ def reconstruct(
         output,
         weights=weights,
         cache_dir=cache_dir,
-        visible=_share(visible),
+        **({} if visible is None else {"visible": _share(visible)}),
         given=_names(given),
         hide=_names(hide),
         seed=seed,

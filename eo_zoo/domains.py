@@ -17,6 +17,7 @@ from eo_zoo.sensors import Statistics
 
 _logger = logging.getLogger(__name__)
 DOUBTFUL = 10.0  # dn; the darkest water has more, reflectance and normalised values have less
+ALIKE = 1.1  # times: rasters of one place, each in whole pixels of its own, may differ so much in height by width
 HEIGHTS = (-1000.0, 9000.0)  # metres; all land lies between, and no value that files fill gaps with
 
 
@@ -58,13 +59,15 @@ class Domains(nn.Module):
         """
         if not isinstance(data, Mapping):
             raise InputError(f"expected a dict with any of {', '.join(self.bands)}; got {type(data).__name__}")
+        if not data:
+            raise InputError(f"the dict is empty: give at least one of {', '.join(self.bands)}")
         out: dict[str, Tensor] = {}
-        batches = {}
+        batches, shapes = {}, {}
         for key, values in data.items():
             if key not in self.bands:
                 raise InputError(f"unknown raster or domain '{key}'. {nearest(str(key), self.bands)}")
             x, valid = self._checked(key, torch.as_tensor(values))
-            batches[key] = x.shape[:-3]
+            batches[key], shapes[key] = x.shape[:-3], x.shape[-2] / x.shape[-1]
             for name in self.parts[key]:
                 if name in out:
                     raise InputError(f"{name} is given twice, by itself and in a raster: leave one of them out")
@@ -72,6 +75,9 @@ class Domains(nn.Module):
         if len(set(batches.values())) > 1:
             shown = ", ".join(f"{key} {tuple(batch)}" for key, batch in batches.items())
             raise InputError(f"batches differ: {shown}; expected the same of all, before bands, H, W")
+        if max(shapes.values()) > ALIKE * min(shapes.values()):
+            shown = ", ".join(f"{key} {shape:.3g}" for key, shape in shapes.items())
+            raise InputError(f"height by width differs: {shown}; expected the same ground in all")
         return out
 
     def _parts(self, key: str) -> tuple[str, ...]:

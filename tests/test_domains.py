@@ -133,6 +133,9 @@ def test_gaps_are_zero_after_standardising():
     resized = create_transform(NAME, nodata={"s2": -9999}, size=28)({"s2": x})
     assert all(values.isfinite().all() for values in resized.values())
     assert (resized["rgb"][:, 0, 1, 2] == 0).all()  # a gap is in it
+    thirds = image(168, 168).float()
+    thirds[:, 5, 7] = float("nan")  # beside the pixel that is taken
+    assert all(values.isfinite().all() for values in create_transform(NAME)({"s2": thirds}).values())
 
 
 def test_gaps_of_heights_and_labels():
@@ -151,6 +154,15 @@ def test_gaps_of_heights_and_labels():
     inner = dem[0, 30:].flatten().sort().values[145:1310]  # of 26 x 56 the middle 80 %: gaps have no part in it
     own = (dem[0, 30:] - inner.mean()) / inner.std()
     torch.testing.assert_close(transform({"dem": dem})["depth"][0, 30:], own, rtol=1e-3, atol=1e-3)
+
+
+def test_zero_is_a_value():
+    """The sea's height; and a scene of nothing but zeros is no reflectance either."""
+    dem = torch.zeros(1, 56, 56)
+    dem[0, 28:] = 100
+    made = create_transform(NAME)({"dem": dem, "s2": torch.zeros(12, 56, 56)})
+    assert (made["depth"][0, :28] < -0.9).all() and (made["depth"][0, 28:] > 0.9).all()
+    torch.testing.assert_close(made["rgb"], expected(torch.zeros(12, 56, 56), S2, ["B4", "B3", "B2"]))
 
 
 # ---- what does not fit ----
@@ -177,6 +189,7 @@ def test_a_raster_with_fewer_bands(caplog):
         ({"s2": torch.zeros(12, 0, 56)}, r"s2 is \(12, 0, 56\), expected"),
         ({"s2": image(56, 56) / 1e4}, r"s2 holds values from 0\.01 to 0\.\d+, expected digital numbers"),
         ({"s2": torch.randn(12, 56, 56)}, r"s2 holds values from -\d.* neither scaled nor normalised"),
+        ({"s2": image(56, 56) / -1e4}, r"s2 holds values from -0\.\d+ to -0\.01, .* neither scaled nor normalised"),
         ({"rgb": image(56, 56, bands=3, high=255).byte()}, "rgb holds uint8, expected digital numbers"),
         ({"rgb": image(56, 56, bands=3) / 0.0}, "rgb holds values from inf to inf"),
         ({"dem": torch.full((1, 56, 56), -9999)}, r"dem holds -9999, .* nodata=\{'dem': -9999\}"),
@@ -195,6 +208,11 @@ def test_a_raster_with_fewer_bands(caplog):
         ({"semsge": torch.zeros(56, 56)}, r"unknown raster or domain 'semsge'\. Did you mean 'semseg'"),
         ({"s2": image(56, 56), "rgb": image(56, 56, bands=3)}, "rgb is given twice, by itself and in a raster"),
         ({"s2": image(2, 56, 56), "dem": torch.zeros(1, 56, 56)}, r"batches differ: s2 \(2,\), dem \(\)"),
+        ({}, "the dict is empty: give at least one of s2, dem, worldcover"),
+        (
+            {"s2": image(64, 128), "dem": torch.zeros(1, 64, 64)},
+            "height by width differs: s2 0.5, dem 1; expected the same ground in all",
+        ),
         (image(56, 56), "expected a dict with any of s2, dem, worldcover, rgb, .*; got Tensor"),
     ],
 )

@@ -62,6 +62,8 @@ def test_a_set_without_numbers_is_left_out(tmp_path: Path, bad: float) -> None:
     content["sentinel2_l2a"]["mean"][10] = 0
     found = band_stats(write(tmp_path, content))
     assert set(found) == {"s2", "dem"} and len(found["s2"].bands) == 12
+    content["sentinel2_l2a"]["std"][3:5] = [0, bad]
+    assert band_stats(write(tmp_path, content))["s2"].bands == (*found["s2"].bands[:3], *found["s2"].bands[5:])
 
 
 @pytest.mark.parametrize("key", ["sentinel2_l2a", "sentinel2_l1c", "aster"])
@@ -95,7 +97,8 @@ def test_recorded() -> None:
     assert found["rgb"].std[2] == pytest.approx(2375.8721, abs=1e-5)
     assert found["ebands"].bands == ("near_infrared_3", "near_infrared_1")
     assert found["ebands"].mean == pytest.approx((3149.53649, 3110.84056), abs=1e-5)
-    assert found["depth"].mean == pytest.approx((750.36437,), abs=1e-5)
+    assert found["sired"].std == pytest.approx((1473.22481, 1390.67812), abs=1e-5)
+    assert (*found["depth"].mean, *found["depth"].std) == pytest.approx((750.36437, 975.15168), abs=1e-5)
     other = domain_statistics(RECORDED, sensor="S2-L1C")
     assert other["ebands"].mean == pytest.approx((2907.50965, 2620.48457), abs=1e-5)
     assert other["depth"] == found["depth"]

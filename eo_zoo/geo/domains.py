@@ -43,6 +43,20 @@ class Labels(Raster):
         return replace(pixels, valid=pixels.valid & ~np.isin(pixels.values, EMPTY))
 
 
+class Heights(Raster):
+    """A raster of elevation in metres."""
+
+    def window(self, row: int, col: int, height: int, width: int) -> Pixels:
+        """See ``Raster``; raises InputError for a height that no place has."""
+        pixels = super().window(row, col, height, width)
+        with _named("dem"):
+            _check_heights(pixels.values[pixels.valid])
+        return pixels
+
+
+KINDS = {"depth": Heights, "semseg": Labels}
+
+
 @dataclass(frozen=True)
 class DomainStack:
     """Rasters of a domain each on one grid, in the order of ``DOMAINS``; see ``Source``."""
@@ -167,7 +181,7 @@ def open_domains(
                 placed = scene.on(grid)
                 _tell(key, scene, placed, statistics, log)
                 for name in statistics:
-                    part, kind = placed.on(grid, _order(name)), Labels if DOMAINS[name].classes else Raster
+                    part, kind = placed.on(grid, _order(name)), KINDS.get(name, Raster)
                     part.warnings = []  # those of the input are told
                     rasters[name] = kind(part, statistics[name], Tally(statistics[name]), patch)
         yield DomainStack({name: rasters[name] for name in DOMAINS if name in rasters})
@@ -279,7 +293,10 @@ def _tell(key: str, scene: Scene, placed: Scene, statistics: Mapping[str, Statis
     for text in notes:
         log.note(f"{key}: {text}")
     samples = placed.sample()  # before the input's own warnings: reading adds to them
-    _check_samples(samples)
+    if "land_cover" in samples:  # before the long part
+        classes_of(torch.from_numpy(samples["land_cover"]))
+    if "elevation" in samples:
+        _check_heights(samples["elevation"])
     told = [text for one in statistics.values() if one != CODES for text in plausibility(samples, one)]
     if not any(values.size for values in samples.values()):
         told.append("no valid value was found where the inputs overlap: is its nodata value right?")
@@ -287,16 +304,12 @@ def _tell(key: str, scene: Scene, placed: Scene, statistics: Mapping[str, Statis
         log.warn(f"{key}: {text}")
 
 
-def _check_samples(samples: Mapping[str, np.ndarray]) -> None:
-    """Raise InputError, before the long part, for codes that mean nothing, and heights that no place has."""
-    if "land_cover" in samples:
-        classes_of(torch.from_numpy(samples["land_cover"]))
-    heights = samples.get("elevation", np.zeros(0))
-    strange = heights[(heights < HEIGHTS[0]) | (heights > HEIGHTS[1])]
+def _check_heights(values: np.ndarray) -> None:
+    strange = values[(values < HEIGHTS[0]) | (values > HEIGHTS[1])]
     if strange.size:
         raise InputError(
-            f"its elevation is {strange[0]:g} in places, expected metres from {HEIGHTS[0]:g} to {HEIGHTS[1]:g}: "
-            f"if that means missing, say --nodata dem={strange[0]:g}"
+            f"its elevation is {strange[0]:g} in places, expected metres from {HEIGHTS[0]:g} to {HEIGHTS[1]:g}: if a "
+            "number means missing, give it as the file has it, as --nodata dem=-9999"
         )
 
 

@@ -26,7 +26,14 @@ from eo_zoo.geo.panels import SAID, Row, draw
 from eo_zoo.models.multimae import MultiMae
 from eo_zoo.models.multimae_domains import DOMAINS
 from eo_zoo.sensors import Statistics
-from eo_zoo.train.multimae import NORM_RGB, MultiMaePretraining, PretrainingOutput, pretraining_model, sample_visible
+from eo_zoo.train.multimae import (
+    NORM_RGB,
+    SHARE,
+    MultiMaePretraining,
+    PretrainingOutput,
+    pretraining_model,
+    sample_visible,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +105,7 @@ def reconstruct_raster(
     *,
     weights: str | Path | None = None,
     cache_dir: str | Path | None = None,
-    visible: int | float = 49,
+    visible: int | float = SHARE,
     given: Sequence[str] | None = None,
     hide: Sequence[str] | None = None,
     seed: int = 0,
@@ -128,8 +135,8 @@ def reconstruct_raster(
         out: a .png.
         weights: a local checkpoint of pretraining instead of the published one.
         cache_dir: where weights are kept.
-        visible: patches of all given domains together that the model is shown, or from 0.0 to 1.0 their share; how many
-            of each domain is drawn at random, see ``eo_zoo.train.multimae.sample_visible``.
+        visible: patches of all given domains together that the model is shown, or from 0.0 to 1.0 their share, a sixth
+            as in pretraining; how many of each domain is drawn at random, see ``eo_zoo.train.multimae.sample_visible``.
         given: domains that the model is shown, of those in the inputs; by default all. The others are truth alone.
         hide: instead of ``given``, the domains that it is not shown.
         seed: of the patches that stay visible.
@@ -246,13 +253,6 @@ def _given(there: Iterable[str], given: Sequence[str] | None, hide: Sequence[str
 
 def _draw_visible(names: Sequence[str], patches: int, visible: int | float, seed: int) -> dict[str, Tensor]:
     """Bool (1, patches) of each domain."""
-    total = len(names) * patches
-    if isinstance(visible, float):
-        if not 0 < visible <= 1:
-            raise InputError(f"visible is {visible}, expected a share above 0.0, to 1.0, or a whole number of patches")
-        visible = max(1, round(visible * total))
-    if not 1 <= visible <= total:
-        raise InputError(f"visible is {visible}, expected 1 to {total} patches, those of {', '.join(names)}")
     if not 0 <= seed < 2**63:
         raise InputError(f"seed is {seed}, expected a whole number from 0 to 2**63 - 1")
     return sample_visible(dict.fromkeys(names, patches), 1, visible, generator=torch.Generator().manual_seed(seed))
@@ -267,7 +267,8 @@ def _run(
     targets = dict(there)
     for name in (name for name in module.output_adapters if name in DOMAINS and name not in known):
         domain, side = DOMAINS[name], size // DOMAINS[name].stride
-        empty = torch.zeros(1, side, side) if domain.classes else torch.zeros(1, domain.channels, side, side)
+        empty = torch.zeros(1, domain.channels, side, side)
+        empty = empty[:, 0].long() if domain.classes else empty
         targets |= {name: empty.to(device), f"{name}_mask": empty.bool().to(device)}
     given = {name: one for name, one in there.items() if name.removesuffix("_mask") in visible}
     module.eval()

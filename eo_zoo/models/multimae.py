@@ -25,11 +25,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from eo_zoo import sensors, weights
-from eo_zoo.errors import InputError, WeightsError, nearest
+from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.layers.linear import by_onednn
 from eo_zoo.layers.positions import sincos_positions
 from eo_zoo.models._build import StrictLoading, build, cfgs_for, input_cfg, record_of
-from eo_zoo.models.multimae_domains import DOMAINS, Domain, check
+from eo_zoo.models.multimae_domains import DOMAINS, Domain, check, known_domains
 
 TABLE = 224  # pixels of the image that a stored position table is for
 CLASS_DIM = 64  # of a land-cover class, before the patches
@@ -130,21 +130,17 @@ class MultiMae(StrictLoading):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        self.in_domains = _known_domains(in_domains)
+        self.in_domains = known_domains(in_domains, "in_domains")
         self.img_size: tuple[int, int] = to_2tuple(img_size)
         self.patch_size = patch_size
-        if "semseg" in self.in_domains and patch_size % DOMAINS["semseg"].stride:
-            raise InputError(
-                f"patch_size is {patch_size}, expected a multiple of 4: semseg has a label for 4 x 4 pixels"
-            )
-        if any(side % patch_size for side in self.img_size):
-            raise InputError(f"img_size {self.img_size} is not a multiple of the patch size {patch_size}")
         self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
         self.grad_checkpointing = False
 
         self.input_adapters = nn.ModuleDict(
             {name: InputAdapter(DOMAINS[name], embed_dim, patch_size) for name in self.in_domains}
         )
+        if any(side % patch_size for side in self.img_size):
+            raise InputError(f"img_size {self.img_size} is not a multiple of the patch size {patch_size}")
         self.global_tokens = nn.Parameter(torch.zeros(1, 1, embed_dim))
         norm = functools.partial(nn.LayerNorm, eps=1e-6)
         self.blocks = nn.ModuleList(
@@ -348,30 +344,19 @@ def init_blocks(module: nn.Module) -> None:
             part.reset_parameters()
 
 
-def _known_domains(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The domains in their own order, all of them for None."""
-    if names is None:
-        return tuple(DOMAINS)
-    names = (names,) if isinstance(names, str) else tuple(names)
-    unknown = [name for name in names if name not in DOMAINS]
-    if unknown:
-        raise InputError(f"unknown domain {unknown[0]!r}. {nearest(str(unknown[0]), DOMAINS)}")
-    if not names:
-        raise InputError(f"in_domains is empty: give at least one of {', '.join(DOMAINS)}")
-    return tuple(name for name in DOMAINS if name in names)
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # Key table: official checkpoint -> ours
 # ---------------------------------------------------------------------------------------------------------------
 
 _DOMAIN = "|".join(DOMAINS)
 _BLOCK = r"(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
-SAME = re.compile(
+SAME = (
     rf"global_tokens|input_adapters\.({_DOMAIN})\.(pos_emb|proj\.(weight|bias))|input_adapters\.semseg\.class_emb\.weight"
     rf"|blocks\.\d+\.{_BLOCK}|head\.[01]\.(weight|bias)"
 )
 ENCODER = re.compile(rf"encoder\.(\d+\.{_BLOCK})")
+OURS = re.compile(rf"(?:encoder\.)?({SAME})")  # of an encoder, by itself or in ``MultiMaePretraining``
+VARIANCES = "log_vars"  # of that one's losses, which are no part of the model
 OUTPUT = re.compile(  # what pretraining needs too
     rf"output_adapters\.({_DOMAIN}|norm_rgb)\.(mask_token|pos_emb|task_embeddings\.({_DOMAIN})"
     rf"|(decoder\.(q|kv|proj)|context_norm|query_norm|out_norm|mlp\.fc[12]|out_proj|proj_context)\.(weight|bias)"
@@ -382,7 +367,8 @@ OUTPUT = re.compile(  # what pretraining needs too
 def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The public code's encoder or whole pretraining model to our names, which differ for the blocks alone.
 
-    Output adapters are kept under their own names, for ``eo_zoo.train.multimae``; our own names are kept.
+    Output adapters are kept under their own names, for ``eo_zoo.train.multimae``; our own names are kept, also those
+    of a whole ``MultiMaePretraining``.
 
     Raises:
         WeightsError: a name that the table does not hold.
@@ -392,9 +378,11 @@ def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if match := ENCODER.fullmatch(name):
             ours[f"blocks.{match[1]}"] = tensor
-        elif SAME.fullmatch(name) or OUTPUT.fullmatch(name):
+        elif match := OURS.fullmatch(name):
+            ours[match[1]] = tensor
+        elif OUTPUT.fullmatch(name):
             ours[name] = tensor
-        else:
+        elif name != VARIANCES:
             unknown.append(name)
     if unknown:
         raise WeightsError(
@@ -454,10 +442,10 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> MultiMae:
     domains = kwargs.get("in_domains")
     if kwargs.get("features_only"):
         # a pyramid is called with one image
-        domains = kwargs["in_domains"] = _known_domains(("rgb",) if domains is None else domains)
+        domains = kwargs["in_domains"] = known_domains("rgb" if domains is None else domains, "in_domains")
         if len(domains) > 1:
             raise InputError(f"features_only is for one domain, got {', '.join(domains)}: give in_domains=('rgb',)")
-    domains = _known_domains(domains)
+    domains = known_domains(domains, "in_domains")
     first = DOMAINS[domains[0] if len(domains) == 1 else "rgb"]
     channels = 1 if first.classes else first.channels
     if kwargs.pop("in_chans", None) not in (None, channels):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,11 @@ class Domain:
         return f"multimae/{self.name}"
 
     def patch(self, size: int) -> int:
-        """Values a side of a patch of ``size`` pixels."""
-        return max(1, size // self.stride)
+        """Values a side of a patch of ``size`` pixels; raises InputError if that is no whole number."""
+        if size < 1 or size % self.stride:
+            one = f": {self.name} has one value for {self.stride} x {self.stride} pixels" * (self.stride > 1)
+            raise InputError(f"patch_size is {size}, expected a multiple of {self.stride}{one}")
+        return size // self.stride
 
     def extent(self, x: Tensor) -> tuple[int, int]:
         """Pixels of the image that x covers, rows and columns."""
@@ -133,6 +136,32 @@ def resized(name: str, x: Tensor, size: int | tuple[int, int]) -> Tensor:
 # ---- what a model is given ----
 
 
+def known_domains(names: str | Iterable[str] | None, what: str) -> tuple[str, ...]:
+    """A choice of domains in their own order, all of them for None.
+
+    Args:
+        names: of domains; a single one may be given as it is.
+        what: the option's name, for messages.
+
+    Raises:
+        InputError: a name that is no domain's, or none at all.
+    """
+    chosen = tuple(DOMAINS) if names is None else (names,) if isinstance(names, str) else tuple(names)
+    for name in chosen:
+        require_domain(name)
+    if not chosen:
+        raise InputError(f"{what} is empty: give at least one of {', '.join(DOMAINS)}")
+    return tuple(name for name in DOMAINS if name in chosen)
+
+
+def require_domain(name: Any) -> None:
+    """Raise InputError for a name that is no domain's."""
+    if name not in DOMAINS:
+        masks = str(name).removesuffix("_mask") in DOMAINS
+        more = "Masks are for pretraining: leave them out here" if masks else nearest(str(name), DOMAINS)
+        raise InputError(f"unknown domain {name!r}. {more}")
+
+
 def check(data: Any, domains: tuple[str, ...], patch_size: int) -> tuple[dict[str, Tensor], tuple[int, int]]:
     """The domains as a dict, and the rows and columns of patches.
 
@@ -153,11 +182,10 @@ def check(data: Any, domains: tuple[str, ...], patch_size: int) -> tuple[dict[st
     if not data:
         raise InputError(f"the dict is empty: give at least one of {', '.join(domains)}")
     for name, x in data.items():
-        if name not in DOMAINS:
-            raise InputError(f"unknown domain {name!r}. {nearest(str(name), DOMAINS)}")
+        require_domain(name)
         if name not in domains:
             raise InputError(f"the model was built without {name}: it has {', '.join(domains)}")
-        _check_tensor(DOMAINS[name], x)
+        check_tensor(DOMAINS[name], x)
     (first, x), *others = data.items()
     extent = DOMAINS[first].extent(x)
     for name, other in others:
@@ -177,7 +205,8 @@ def _pixels(extent: tuple[int, int]) -> str:
     return f"{extent[0]} x {extent[1]}"
 
 
-def _check_tensor(domain: Domain, x: Any) -> None:
+def check_tensor(domain: Domain, x: Any) -> None:
+    """Raise InputError unless x is a batch of the domain's images or labels."""
     if not isinstance(x, Tensor):
         raise InputError(f"{domain.name} is of type {type(x).__name__}, expected a tensor")
     shape = tuple(x.shape)
@@ -192,7 +221,7 @@ def _check_tensor(domain: Domain, x: Any) -> None:
                 "multimae_domains.classes_of makes them of WorldCover's codes"
             )
         if not torch.compiler.is_compiling() and x.numel():
-            low, high = (bound.item() for bound in x.aminmax())
+            low, high = (bound.item() for bound in x.long().aminmax())
             if low < 0 or high >= domain.channels:
                 raise InputError(
                     f"{domain.name} holds class ids from {low} to {high}, expected 0 to {domain.channels - 1}: "

@@ -25,11 +25,11 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from eo_zoo import registry, sensors
-from eo_zoo.errors import InputError, nearest
+from eo_zoo.errors import InputError
 from eo_zoo.files import replacing
 from eo_zoo.models._build import input_cfg
 from eo_zoo.models.multimae import MultiMae
-from eo_zoo.models.multimae_domains import DOMAINS
+from eo_zoo.models.multimae_domains import DOMAINS, require_domain
 
 _logger = logging.getLogger(__name__)
 ARCHITECTURE = "vit_base_patch8_224"  # timm's name that arguments are added to: all sizes are among them
@@ -154,8 +154,7 @@ def save_vit(vit: VisionTransformer, folder: str | Path) -> None:
 
 
 def _check_domain(domain: str) -> None:
-    if domain not in DOMAINS:
-        raise InputError(f"unknown domain {domain!r}. {nearest(str(domain), DOMAINS)}")
+    require_domain(domain)
     if DOMAINS[domain].classes:
         images = ", ".join(name for name, one in DOMAINS.items() if not one.classes)
         raise InputError(f"{domain} holds class ids, a ViT takes images: expected one of {images}")

@@ -18,10 +18,11 @@ from eo_zoo import sensors
 from eo_zoo.domains import HEIGHTS, prepared
 from eo_zoo.errors import InputError, nearest, require
 from eo_zoo.mmearth import ARRAYS, domain_statistics
-from eo_zoo.models.multimae_domains import DOMAINS, RASTERS
+from eo_zoo.models.multimae_domains import DOMAINS, RASTERS, known_domains
 
 #: The data set's editions and the names of their folders and files: 128, 64 and 128 pixels a side.
 SUBSETS = {"MMEarth": "data_1M_v001", "MMEarth64": "data_1M_v001_64", "MMEarth100k": "data_100k_v001"}
+_SHORT = {"1M": "MMEarth", "64": "MMEarth64", "100k": "MMEarth100k"}
 _LEVELS = {"l2a": "S2", "l1c": "S2-L1C"}
 _CHANNELS = {  # of the array that holds the domain
     name: [bands.index(band) for band in sensors.get_order(DOMAINS[name].order)]
@@ -47,8 +48,8 @@ class MMEarth(Dataset[dict[str, Tensor]]):
         path: the .h5 file, the folder that it is in with ``*_splits.json``, ``*_band_stats.json`` and
             ``*_tile_info.json`` (about all tiles' processing levels), or the folder of that folder.
         split: "train", "val" or "test"; the published files have all tiles in "train".
-        subset: "MMEarth", "MMEarth64" or "MMEarth100k", where a folder has several.
-        domains: which.
+        subset: "MMEarth", "MMEarth64" or "MMEarth100k", or short "1M", "64" or "100k", where a folder has several.
+        domains: which, in their own order; all by default.
         size: pixels a side, a multiple of 4.
         hflip: how probable mirroring is.
 
@@ -64,18 +65,15 @@ class MMEarth(Dataset[dict[str, Tensor]]):
         split: str = "train",
         *,
         subset: str | None = None,
-        domains: Sequence[str] = tuple(DOMAINS),
+        domains: str | Sequence[str] | None = None,
         size: int = 56,
         hflip: float = 0.5,
     ) -> None:
         require("h5py", "train")
-        unknown = next((name for name in domains if name not in DOMAINS), None)
-        if unknown is not None or isinstance(domains, str) or not domains:
-            wrong = unknown if unknown is not None else domains
-            raise InputError(f"domains are a list of names, got {wrong!r}. {nearest(str(wrong), DOMAINS)}")
         if size < 4 or size % 4 or not 0 <= hflip <= 1:
             raise InputError(f"size is {size}, hflip {hflip}; expected a multiple of 4 pixels, and from 0 to 1")
-        self.path, self.domains, self.size, self.hflip = _located(Path(path), subset), tuple(domains), size, hflip
+        self.path, self.domains = _located(Path(path), subset), known_domains(domains, "domains")
+        self.size, self.hflip = size, hflip
         self.rows = _rows(self._beside("splits"), split)
         self.levels = _levels(self._beside("tile_info"))
         stats = self._beside("band_stats")
@@ -163,6 +161,7 @@ def _values(name: str, values: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def _located(path: Path, subset: str | None) -> Path:
+    subset = _SHORT.get(subset or "", subset)
     if subset is not None and subset not in SUBSETS:
         raise InputError(f"unknown subset '{subset}'. {nearest(subset, SUBSETS)}")
     if path.is_file():

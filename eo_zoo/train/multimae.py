@@ -24,13 +24,14 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from eo_zoo import registry, weights
-from eo_zoo.errors import InputError, WeightsError, nearest
+from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.layers.linear import by_onednn
 from eo_zoo.models.multimae import MultiMae, from_official, init_blocks, position_table, resized_table
-from eo_zoo.models.multimae_domains import DOMAINS, Domain
+from eo_zoo.models.multimae_domains import DOMAINS, Domain, check_tensor, known_domains, require_domain
 
 NORM_RGB = "norm_rgb"  # a second output for rgb, of patches that are normalised each by itself
 EPSILON = 1e-6
+SHARE = 1 / 6  # of the tokens that stay visible: 49 of 294
 
 
 class PretrainingOutput(NamedTuple):
@@ -39,7 +40,7 @@ class PretrainingOutput(NamedTuple):
     loss: Tensor  # scalar, the sum of the losses, weighted if that was asked for
     losses: dict[str, Tensor]  # by output, "norm_rgb" among them
     predictions: dict[str, Tensor]  # by output: (B, C, H, W), of semseg logits (B, 12, H / 4, W / 4)
-    visible: dict[str, Tensor]  # by input: bool (B, tokens)
+    visible: dict[str, Tensor]  # by input: bool (B, tokens), as given or, where it was drawn, on the CPU
 
 
 # ---- what is visible ----
@@ -48,7 +49,7 @@ class PretrainingOutput(NamedTuple):
 def sample_visible(
     counts: Mapping[str, int],
     batch: int,
-    visible: int,
+    visible: int | float,
     *,
     alphas: float | Sequence[float] = 1.0,
     generator: torch.Generator | None = None,
@@ -60,7 +61,7 @@ def sample_visible(
     Args:
         counts: tokens of each domain.
         batch: B.
-        visible: how many of all tokens stay in each of the B.
+        visible: how many of all tokens stay in each of the B, or, from 0.0 to 1.0, their share.
         alphas: concentration, for all domains or one each: the lower, the more unequal are the shares.
         generator: of torch, on the CPU; its global one by default.
 
@@ -71,10 +72,14 @@ def sample_visible(
         InputError: more tokens than there are, or none; alphas that are not above 0 or not one a domain.
     """
     total = sum(counts.values())
+    if isinstance(visible, float):
+        if not 0 < visible <= 1:
+            raise InputError(f"visible is {visible}, expected a share above 0.0, to 1.0, or a whole number of tokens")
+        visible = max(1, round(visible * total))
     if not 1 <= visible <= total:
-        raise InputError(f"visible is {visible}, expected 1 to {total}, the number of tokens")
+        raise InputError(f"visible is {visible}, expected 1 to {total}, the number of tokens of {', '.join(counts)}")
     shape = [alphas] * len(counts) if isinstance(alphas, int | float) else list(alphas)
-    if len(shape) != len(counts) or min(shape) <= 0:
+    if len(shape) != len(counts) or not all(one > 0 for one in shape):
         raise InputError(f"alphas are {alphas}, expected a number above 0, or one for each of {', '.join(counts)}")
     # torch's own distribution takes no generator
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
@@ -214,16 +219,17 @@ class MultiMaePretraining(nn.Module):
         weighting: str = "sum",
     ) -> None:
         super().__init__()
+        if not isinstance(encoder, MultiMae):
+            raise InputError(f"the encoder is a {type(encoder).__name__}, expected a MultiMae")
         if encoder.num_classes:
             raise InputError("the encoder has a classifier, which is not trained here: give it num_classes=0")
         if weighting not in ("sum", "uncertainty"):
             raise InputError(f"weighting is {weighting!r}, expected 'sum' or 'uncertainty'")
-        names = encoder.in_domains if out_domains is None else tuple(out_domains)
-        for name in names:
-            if name not in DOMAINS:
-                raise InputError(f"unknown domain {name!r}. {nearest(str(name), DOMAINS)}")
-        if not names:
-            raise InputError("out_domains is empty: give at least one domain to reconstruct")
+        if decoder_dim % decoder_heads or decoder_dim % 4:
+            raise InputError(
+                f"decoder_dim is {decoder_dim}, expected a multiple of 4 and of the {decoder_heads} decoder_heads"
+            )
+        names = known_domains(encoder.in_domains if out_domains is None else out_domains, "out_domains")
         self.encoder = encoder
         outputs = {name: name for name in names} | ({NORM_RGB: "rgb"} if norm_rgb and "rgb" in names else {})
         self.output_adapters = nn.ModuleDict(
@@ -251,7 +257,7 @@ class MultiMaePretraining(nn.Module):
         self,
         data: Mapping[str, Tensor],
         *,
-        visible: int | Mapping[str, Tensor] = 49,
+        visible: int | float | Mapping[str, Tensor] = SHARE,
         targets: Mapping[str, Tensor] | None = None,
         alphas: float | Sequence[float] = 1.0,
         generator: torch.Generator | None = None,
@@ -262,9 +268,10 @@ class MultiMaePretraining(nn.Module):
             data: domains as ``MultiMae.forward`` takes them, depth standardised by image (see
                 ``multimae_domains.standardize_depth``), and, where wanted, ``<domain>_mask``, bool, True where valid:
                 (B, C or 1, H, W), of semseg (B, H / 4, W / 4). What is not counts in no loss.
-            visible: how many tokens of all domains together stay visible, see ``sample_visible``; or which, by domain
-                bool (B, tokens), as many in each of the B.
-            targets: of outputs that are no input, in the same form, masks too.
+            visible: how many tokens of all domains together stay visible, or their share, a sixth as published, see
+                ``sample_visible``; or which, by domain bool (B, tokens), as many in each of the B.
+            targets: what outputs are compared with instead of the inputs, in the same form, masks too; outputs that
+                are no input need one.
             alphas: see ``sample_visible``, as for ``generator``.
             generator: of what is drawn.
 
@@ -274,6 +281,8 @@ class MultiMaePretraining(nn.Module):
         """
         domains, valid = _without_masks(data)
         wanted, wanted_valid = _without_masks(targets or {})
+        for name in wanted:
+            require_domain(name)
         wanted, valid = {**domains, **wanted}, {**valid, **wanted_valid}
         predictions, shown, grid = self._reconstruct(domains, visible, alphas, generator)
         losses = {}
@@ -281,10 +290,9 @@ class MultiMaePretraining(nn.Module):
             name = _domain_of(output)
             if name not in wanted:
                 raise InputError(f"there is nothing to compare {name} with: give it in targets, or among the inputs")
+            target = _target(name, wanted[name], valid.get(name), made)
             hidden = ~shown[name] if name in shown else torch.ones(len(made), grid[0] * grid[1], dtype=torch.bool)
-            losses[output] = self._loss(
-                output, made.float(), wanted[name], hidden.to(made.device), valid.get(name), grid
-            )
+            losses[output] = self._loss(output, made.float(), target, hidden.to(made.device), valid.get(name), grid)
         return PretrainingOutput(self._weighted(losses), losses, predictions, shown)
 
     @torch.no_grad()
@@ -292,7 +300,7 @@ class MultiMaePretraining(nn.Module):
         self,
         data: Mapping[str, Tensor],
         *,
-        visible: int | Mapping[str, Tensor] | None = None,
+        visible: int | float | Mapping[str, Tensor] | None = None,
         alphas: float | Sequence[float] = 1.0,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
@@ -315,7 +323,7 @@ class MultiMaePretraining(nn.Module):
     def _reconstruct(
         self,
         data: Mapping[str, Tensor],
-        visible: int | Mapping[str, Tensor] | None,
+        visible: int | float | Mapping[str, Tensor] | None,
         alphas: float | Sequence[float],
         generator: torch.Generator | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[int, int]]:
@@ -380,18 +388,22 @@ class MultiMaePretraining(nn.Module):
     def load_tensors(self, tensors: Mapping[str, Tensor], what: str = "the pretraining checkpoint") -> None:
         """Fill the encoder and the output adapters, strictly, from tensors under our names or the public code's.
 
+        Outputs that are not this model's are left out.
+
         Raises:
             WeightsError: a tensor is missing, unknown or of another shape.
         """
         ours = from_official(tensors)
-        if not any(name.startswith("output_adapters.") for name in ours):
-            raise WeightsError(f"{what} holds an encoder only; to reconstruct, its output adapters are needed too")
-        outputs = {name: tensor for name, tensor in ours.items() if name.startswith("output_adapters.")}
+        outputs = {
+            name: tensor
+            for name, tensor in _of_outputs(ours, what).items()
+            if name.split(".")[1] in self.output_adapters
+        }
         encoder, _ = self.encoder.adapt(ours)
         own = {name: tensor for name, tensor in self.state_dict().items() if name != "log_vars"}
         given = {f"encoder.{name}": tensor for name, tensor in encoder.items()} | outputs
         weights.check_fit(given, own, what=what)
-        self.load_state_dict(given, strict=self.log_vars is None)
+        self.load_state_dict(given, strict=False)  # of the losses' variances a model knows nothing
 
 
 def pretraining_model(
@@ -409,7 +421,7 @@ def pretraining_model(
         pretrained: False gives random weights.
         weights: a local checkpoint of pretraining instead; what it holds decides the domains and the adapters' sizes.
         cache_dir: where downloads and converted weights are kept.
-        **kwargs: of ``MultiMae``; without weights, of ``MultiMaePretraining`` too.
+        **kwargs: of ``MultiMae`` and ``MultiMaePretraining``; of the outputs in the weights, fewer may be chosen.
 
     Raises:
         InputError: unknown name, or arguments that do not fit.
@@ -421,7 +433,13 @@ def pretraining_model(
     if not pretrained and weights is None:
         return MultiMaePretraining(_encoder(name, **kwargs), **own).eval()
     tensors, origin = obtain(name, weights, cache_dir)
-    encoder = _encoder(name, **{"in_domains": _parts(tensors, "input_adapters"), **kwargs})
+    held = _parts(tensors, "input_adapters")
+    if known_domains(kwargs.pop("in_domains", held), "in_domains") != held:
+        raise InputError(
+            f"the output adapters of {origin} were trained beside {', '.join(held)}: leave in_domains out, as any of "
+            "them may be given to the model"
+        )
+    encoder = _encoder(name, in_domains=held, **kwargs)
     model = MultiMaePretraining(encoder, **{**_sizes(tensors, str(origin)), **own})
     model.load_tensors(tensors, str(origin))
     model.encoder.weights_origin = origin
@@ -432,7 +450,9 @@ def _encoder(name: str, **kwargs: Any) -> MultiMae:
     """A registered model with random weights, if it is a MultiMAE."""
     model = registry.create_model(name, False, **kwargs)
     if not isinstance(model, MultiMae):
-        raise InputError(f"{name} has no output adapters: expected one of {', '.join(registry.list_models('multimae'))}")
+        raise InputError(
+            f"{name} has no output adapters: expected one of {', '.join(registry.list_models('multimae'))}"
+        )
     return model
 
 
@@ -454,11 +474,17 @@ def _parts(tensors: Mapping[str, Tensor], of: str) -> tuple[str, ...]:
     return tuple(name for name in (*DOMAINS, NORM_RGB) if name in found)
 
 
+def _of_outputs(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """The output adapters' tensors, of which there have to be some."""
+    found = {name: tensor for name, tensor in tensors.items() if name.startswith("output_adapters.")}
+    if not found:
+        raise WeightsError(f"{what} holds an encoder only; to reconstruct, its output adapters are needed too")
+    return found
+
+
 def _sizes(tensors: Mapping[str, Tensor], what: str) -> dict[str, Any]:
     """How the output adapters of a file are built; the heads are not told by it."""
-    outputs = _parts(tensors, "output_adapters")
-    if not outputs:
-        raise WeightsError(f"{what} holds an encoder only; to reconstruct, its output adapters are needed too")
+    outputs = _parts(_of_outputs(tensors, what), "output_adapters")
     start = f"output_adapters.{outputs[0]}."
     if f"{start}mask_token" not in tensors:
         raise WeightsError(f"{what} holds no {start}mask_token: its output adapters are not whole")
@@ -486,14 +512,31 @@ def _without_masks(data: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     return {name: x for name, x in data.items() if not str(name).endswith("_mask")}, masks
 
 
+def _target(name: str, x: Any, valid: Any, made: Tensor) -> Tensor:
+    """What an output is compared with, after a check that it can be; 0 where it is not valid."""
+    domain, shape = DOMAINS[name], tuple(made[:, 0].shape if DOMAINS[name].classes else made.shape)
+    if isinstance(x, Tensor) and tuple(x.shape) != shape:
+        raise InputError(f"{name} to compare with is {tuple(x.shape)}, the output {shape}")
+    if valid is not None:
+        shapes = {shape} if domain.classes else {shape, (shape[0], 1, *shape[2:])}
+        if not isinstance(valid, Tensor) or valid.dtype != torch.bool or tuple(valid.shape) not in shapes:
+            found = f"{valid.dtype} {tuple(valid.shape)}" if isinstance(valid, Tensor) else type(valid).__name__
+            raise InputError(f"{name}_mask is {found}, expected bool {shape}")
+        # 0 times NaN would be NaN, in gradients too
+        x = torch.where(valid, x, 0) if isinstance(x, Tensor) else x
+    check_tensor(domain, x)
+    return x
+
+
 def _checked(visible: Mapping[str, Tensor], counts: Mapping[str, int], batch: int) -> dict[str, Tensor]:
     """A choice of tokens of all domains given, after a check that it is one."""
     if set(visible) != set(counts):
         raise InputError(f"visible is given for {', '.join(visible)}, the inputs are {', '.join(counts)}")
     for name, count in counts.items():
         one = visible[name]
-        if one.dtype != torch.bool or tuple(one.shape) != (batch, count):
-            raise InputError(f"visible {name} is {one.dtype} {tuple(one.shape)}, expected bool ({batch}, {count})")
+        if not isinstance(one, Tensor) or one.dtype != torch.bool or tuple(one.shape) != (batch, count):
+            found = f"{one.dtype} {tuple(one.shape)}" if isinstance(one, Tensor) else type(one).__name__
+            raise InputError(f"visible {name} is {found}, expected bool ({batch}, {count})")
     total = sum(one.sum(1).cpu() for one in visible.values())
     if total.min() != total.max():  # type: ignore[union-attr]  # there is one domain at least
         raise InputError(

@@ -179,7 +179,9 @@ def _choose(release: Release, assets: Sequence[Asset]) -> Asset:
     names = ", ".join(one.name for one in whole or fitting or assets)
     if whole:
         example = f"{SCHEME}{release.owner}/{release.repo}/{quote(release.tag, safe='')}/{whole[0].name}"
-        raise DownloadError(f'{release} holds {len(whole)} files of weights, {names}: name one, weights="{example}"')
+        raise DownloadError(
+            f'{release} holds {len(whole)} files of weights, {names}: name one, weights="{example}" (--weights)'
+        )
     if fitting:
         raise DownloadError(f"the upload of {names} to {release} is not finished ({fitting[0].state}): try again later")
     wanted = f"asset {release.asset}" if release.asset else f"{', '.join(ENDINGS[:2])} or {ENDINGS[2]} asset"

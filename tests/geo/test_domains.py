@@ -227,6 +227,12 @@ def test_resolution_box_and_tile_cuts(tmp_path: Path, three: dict[str, Path], mo
         assert 40 <= 8 * file.height < 64 and 48 <= 8 * file.width < 72
 
 
+def test_cells_are_the_models_patches(tmp_path: Path, three: dict[str, Path]) -> None:
+    coarse = create_model("multimae_eo_base", pretrained=False, patch_size=16, img_size=48, **TINY)
+    found = embed(three, coarse, tmp_path / "o.tif")
+    assert found.shape == (64, 7, 7) and found.transform[:6] == (160, 0, X, 0, -160, Y)
+
+
 # ---- where inputs do not reach, or hold nothing ----
 
 
@@ -249,8 +255,17 @@ def test_only_the_common_part(tmp_path: Path, three: dict[str, Path], model: Mul
     with open_domains(sources, Log()) as stack:
         valid = stack.window(0, 0, 56).masks()
         assert stack.rasters["rgb"].scene.read(0, 0, 1, 1)[1].all()
+        left, bottom, *_ = stack.grid.bounds
     # its edge is not quite upright in UTM
     assert not valid["depth_mask"].all() and valid["depth_mask"][..., 6:].all() and valid["rgb_mask"].all()
+    # and of three, where land cover ends on another side
+    cover = place(0.3)
+    low = {**cover, "transform": cover["transform"] @ Affine.translation(0, 60)}
+    sources["worldcover"] = write(tmp_path / "low.tif", read(three["worldcover"])[:, 60:], low, nodata=0)
+    for keys in (("s2", "dem", "worldcover"), ("s2", "worldcover", "dem")):
+        with open_domains({key: sources[key] for key in keys}, Log()) as stack:
+            assert stack.grid.bounds[:2] == (left, bottom) and stack.grid.bounds[2] == X + 10 * SIDE
+            assert 60 <= stack.grid.height < 90
 
 
 @pytest.fixture
@@ -447,6 +462,17 @@ def test_labels_in_the_scenes_own_crs_are_those_of_the_nearest_pixel(
 # ---- what cannot be ----
 
 
+def test_a_void_that_the_samples_miss_is_an_error_where_it_is_read(tmp_path: Path) -> None:
+    heights = np.full((1, 4000, 4000), 300, np.int16)
+    heights[0, 1001:1040, 1001:1040] = -9999
+    path = rasters.write_raster(tmp_path / "z.tif", heights, pixel=10, origin=(X, Y))
+    with open_domains({"dem": path}, log := Log()) as stack:
+        assert not log.warnings or "elevation" not in str(log.warnings)
+        assert stack.window(0, 0, 56).masks()["depth_mask"].all()
+        with pytest.raises(InputError, match=r"dem: its elevation is -9999 in places, .* as --nodata dem=-9999"):
+            stack.window(980, 980, 56)
+
+
 @pytest.mark.parametrize(
     ("change", "options", "words"),
     [
@@ -459,7 +485,8 @@ def test_labels_in_the_scenes_own_crs_are_those_of_the_nearest_pixel(
         ({"worldcover": "s2"}, {}, "worldcover: s2.tif: its 10 bands carry no names"),
         ({"s2": "dem"}, {}, "s2: z.tif: neither its band's description nor its file name holds a band of S2"),
         ({"dem": "nowhere"}, {}, "dem: nowhere.tif: has no CRS"),
-        ({"dem": "void"}, {}, "dem: its elevation is -32767 in places, expected metres .* say --nodata dem=-32767"),
+        ({"dem": "void"}, {}, "dem: its elevation is -32767 in places, expected metres .* as --nodata dem=-9999"),
+        ({"dem": "high"}, {}, "dem: its elevation is 32767 in places, expected metres from -1000 to 9000"),
         ({}, {"units": {"dem": "dn"}}, "dem: .*dn cannot be converted to m of DEM"),
         ({}, {"units": {"dm": "m"}}, "units is given for 'dm', but the inputs are s2, dem, worldcover"),
         ({}, {"stats": "mmearth/s2"}, "unknown set of statistics"),
@@ -482,7 +509,8 @@ def test_inputs_that_cannot_be_used(
     write(tmp_path / "wrong.tif", codes, place(0.3))
     rasters.write_raster(tmp_path / "far.tif", codes, transform=Affine(0.001, 0, 11, 0, -0.001, 46), crs="EPSG:4326")
     rasters.write_raster(tmp_path / "nowhere.tif", codes, crs=None)
-    write(tmp_path / "void.tif", np.full(place(1)["shape"], -32767, np.int16), place(1))
+    for name, height in (("void", -32767), ("high", 32767)):
+        write(tmp_path / f"{name}.tif", np.full(place(1)["shape"], height, np.int16), place(1))
     paths = {"codes": three["worldcover"], "dem": three["dem"], "s2": three["s2"]}
     named = {key: paths.get(name, tmp_path / f"{name}.tif") for key, name in change.items()}
     with pytest.raises(InputError, match=words) as raised:
@@ -513,6 +541,9 @@ def test_an_input_without_a_valid_value_is_warned_of(tmp_path: Path, three: dict
         report=lambda kind, text: warnings.append(text) if kind == "warning" else None,
     )  # fmt: skip
     assert warnings == ["dem: no valid value was found where the inputs overlap: is its nodata value right?"]
+    high = write(tmp_path / "high.tif", np.full(place(1)["shape"], 8000, np.int16), place(1))
+    told = embed({**three, "dem": high}, model, tmp_path / "o.tif").warnings
+    assert len(told) == 1 and told[0].startswith("dem: ") and "elevation" in told[0]
     with pytest.raises(InputError, match="sensor is given for 's2', but the inputs are dem"):
         embed({"dem": empty}, model, tmp_path / "o.tif", sensor="S2-L1C")
     with pytest.raises(InputError, match="the image is all nodata"):
@@ -542,6 +573,10 @@ def test_a_name_is_built_with_the_domains_that_there_are(
     embed(two, model, tmp_path / "given.tif")
     np.testing.assert_allclose(read(tmp_path / "named.tif"), read(tmp_path / "given.tif"), atol=1e-5)
     found, expected = embed(two, out=None, pool="token", **named), embed(two, model, None, pool="token")
+    np.testing.assert_allclose(found.vector, expected.vector, atol=1e-5)
+    asked = create_model("multimae_eo_base", pretrained=False, global_pool="avg", **TINY)
+    asked.load_state_dict(model.state_dict())
+    found, expected = embed(two, out=None, pool="avg", **named), embed(two, asked, None, pool="avg")
     np.testing.assert_allclose(found.vector, expected.vector, atol=1e-5)
     with rasterio.open(tmp_path / "named.tif") as file:
         assert file.tags()["WEIGHTS"].startswith("w.pth sha256") and file.tags()["MODEL"] == "multimae_eo_base"

@@ -128,11 +128,12 @@ class TestNumbers:
         values = 20_000 + np.random.default_rng(0).integers(0, 1000, (3, 80, 80)).astype(np.uint16)
         values[:, :20, :20] = 0
         bands = write_raster(tmp_path / "rgb.tif", values, nodata=0, descriptions=["B04", "B03", "B02"])
-        result = run({"s2": bands}, row=0, col=0)
+        result = run({"s2": bands}, row=0, col=0, visible=1.0)
         with open_domains({"s2": bands}, Log(lambda *told: None)) as stack:
             truth = stack.window(0, 0, SIZE).tiles()["rgb"][0]
         assert result.domains["rgb"].psnr is None  # all 49 patches are visible
-        result = run({"s2": bands}, row=0, col=0, visible=1)
+        result = run({"s2": bands}, row=0, col=0)
+        assert result.domains["rgb"].visible == 8  # a sixth
         known = truth[truth != 0]
         error = result.domains["rgb"].loss
         psnr = 10 * math.log10((known.max() - known.min()) ** 2 / error)
@@ -287,8 +288,8 @@ class TestPicture:
         ({"given": ["rgb"], "hide": ["depth"]}, "given and hide say the same in two ways"),
         ({"hide": list(DOMAINS)}, "no domain is left to be shown"),
         ({"given": []}, "no domain is left to be shown"),
-        ({"visible": 0}, "visible is 0, expected 1 to 294 patches"),
-        ({"visible": 50, "given": ["rgb"]}, "visible is 50, expected 1 to 49 patches, those of rgb"),
+        ({"visible": 0}, "visible is 0, expected 1 to 294, the number of tokens of rgb"),
+        ({"visible": 50, "given": ["rgb"]}, "visible is 50, expected 1 to 49, the number of tokens of rgb"),
         ({"visible": 1.5}, "visible is 1.5, expected a share"),
         ({"visible": math.nan}, "visible is nan, expected a share"),
         ({"seed": -1}, "seed is -1, expected a whole number"),

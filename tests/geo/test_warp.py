@@ -11,6 +11,7 @@ from rasterio.crs import CRS
 from rasterio.warp import Resampling, reproject, transform
 
 from eo_zoo.errors import InputError
+from eo_zoo.geo import warp
 from eo_zoo.geo.grid import Grid
 from eo_zoo.geo.warp import Warped, common_box
 
@@ -66,6 +67,20 @@ def test_a_plane_keeps_its_analytic_values(pixel: float, second: float) -> None:
     assert Warped(grid, own, False).way == ("bilinear" if (pixel, second) in ((10, 1.0), (10, 3.0)) else "area average")
 
 
+def test_pixels_need_not_be_square() -> None:
+    """In degrees they are not on the ground; in the north, elevation is published in ones wider than high."""
+    grid, own = metres(30, 20), degrees(0.3 * SECOND, AROUND)
+    assert Warped(grid, own, False).points == (4, 5)  # of 9.3 m by 6.5 m
+    wide = Grid(LONLAT, own.transform @ Affine.scale(2, 1), own.width // 2, own.height)
+    assert Warped(grid, wide, False).points == (4, 3)
+    lon, lat = centres(wide, LONLAT)
+    for one, other in ((grid, wide), (metres(), wide)):
+        values, valid = Warped(one, other, False).read((0, 0, one.height, one.width), reader(4e4 * lon - 9e4 * lat))
+        x, y = centres(one, LONLAT)
+        assert valid.all()
+        np.testing.assert_allclose(values[0], 4e4 * x - 9e4 * y, rtol=0, atol=0.3)  # float32 of some 4e6
+
+
 def test_labels_are_those_of_the_nearest_pixel() -> None:
     grid, own = metres(), degrees(0.3 * SECOND, AROUND)
     codes = np.random.default_rng(0).choice([10, 20, 95, 100, 255], (own.height, own.width)).astype(np.float32)
@@ -78,7 +93,7 @@ def test_labels_are_those_of_the_nearest_pixel() -> None:
 
 @pytest.mark.parametrize("nearest", [False, True])
 @pytest.mark.parametrize("pixel", [10, 60])
-def test_a_pixel_is_the_same_through_any_window(pixel: float, nearest: bool) -> None:
+def test_a_pixel_is_the_same_through_any_window(pixel: float, nearest: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     grid, own = metres(pixel, 600 // pixel * 6), degrees(SECOND, (10.26, 45.12, 10.31, 45.16))
     rng = np.random.default_rng(1)
     values = rng.normal(500, 100, (own.height, own.width))
@@ -93,6 +108,11 @@ def test_a_pixel_is_the_same_through_any_window(pixel: float, nearest: bool) -> 
     cut = Grid(UTM, Affine(t.a, 0, t.c + 13 * t.a, 0, t.e, t.f + 5 * t.e), 40, 50)
     part = Warped(cut, own, nearest).read((0, 0, 50, 40), read)
     np.testing.assert_allclose(part[0], whole[0][:, 5:55, 13:53], rtol=1e-6)
+    # and in strips of some rows, as of a large window
+    for points in (7 * 60 * np.prod(warped.points), 1):
+        monkeypatch.setattr(warp, "AT_A_TIME", points)
+        for part, all_ in zip(warped.read((0, 0, 60, 60), read), whole, strict=True):
+            assert np.array_equal(part, all_)
 
 
 def test_it_agrees_with_gdal() -> None:
@@ -121,6 +141,11 @@ def test_holes_and_edges() -> None:
         # half of the weight is what a pixel needs, so the hole is as wide as it was
         assert np.array_equal(valid[0], (column >= 0) & ((column < 12) | (column >= 15)))
         assert 0 < valid.sum() < valid.size and np.array_equal(made[0], np.where(valid[0], 7, 0))  # none leaks in
+    inside = degrees(SECOND, (10.2733, 45.1433, 10.2766, 45.1455))  # ends inside it on all sides
+    x, y = centres(grid, LONLAT)
+    left, bottom, right, top = inside.bounds
+    _, valid = Warped(grid, inside, False).read((0, 0, 60, 60), reader(np.ones((inside.height, inside.width))))
+    assert np.array_equal(valid[0], (x >= left) & (x < right) & (y > bottom) & (y <= top)) and valid.any()
     far = degrees(SECOND, (11, 45, 11.01, 45.01))
     made, valid = Warped(grid, far, False).read((0, 0, 60, 60), reader(np.ones((36, 36))))
     assert not valid.any() and not made.any()
@@ -153,6 +178,12 @@ def test_over_the_antimeridian(origin: tuple[float, str]) -> None:
     half = degrees(SECOND, (179.9, -17.05, 180.0, -16.95))
     box = common_box(grid, half)
     assert box is not None and box[0] == grid.bounds[0] and box[2] == pytest.approx(x[0], abs=5)
+
+
+def test_a_raster_of_the_whole_earth() -> None:
+    world = degrees(1, (-180, -90, 180, 90))
+    values, valid = Warped(metres(), world, True).read((0, 0, 60, 60), reader(centres(world, LONLAT)[0]))
+    assert valid.all() and (values == 10.5).all()
 
 
 class TestCommonBox:

@@ -84,6 +84,7 @@ def test_only_the_domains_wanted(tiny_file, tmp_path):
         ),
         (lambda t: t.update({"global_tokens": torch.zeros(1, 2, 64)}), "global_tokens"),
         (lambda t: t.update({"encoder_norm.weight": torch.zeros(64)}), "encoder_norm"),
+        (lambda t: t.update({"encoder.1.norm1.weight_v": torch.zeros(64)}), r"encoder\.1\.norm1\.weight_v"),
     ],
 )
 def test_strict(tmp_path, change, message):
@@ -157,6 +158,8 @@ def test_intermediates(tiny):
     assert torch.equal(prefix, final[:, -1:]) and torch.equal(last["depth"], maps[-1]["depth"])
     nlc = tiny.forward_intermediates(data, output_fmt="NLC", intermediates_only=True, stop_early=True)
     assert nlc[0]["depth"].shape == (2, 49, 64)
+    early, _ = tiny.forward_intermediates(data, [0], stop_early=True)
+    assert torch.equal(early[:, 49:98], nlc[0]["rgb"])
     with pytest.raises(InputError, match="output_fmt is 'NHWC'"):
         tiny.forward_intermediates(data, output_fmt="NHWC")
 
@@ -190,6 +193,19 @@ def test_configuration():
     assert facts["inputs"]["ebands"] == {"sensor": "S2", "bands": ["B8A", "B08"]}
     assert facts["licence"] == "unknown" and "licence" in facts["terms"]
     assert facts["statistics"]["DEM"]["units"] == "m"
+    assert facts["statistics"]["S2-L1C"]["name"] == "mmearth/s2-l1c"
+
+
+def test_what_large_is_built_of():
+    with torch.device("meta"):
+        model = timm.create_model("multimae_eo_large", num_classes=3, drop_rate=0.1, drop_path_rate=0.2)
+    assert (model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads) == (1024, 24, 16)
+    assert {part.eps for part in model.modules() if isinstance(part, nn.LayerNorm)} == {1e-6}
+    assert model.head_drop.p == 0.1 and model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
+    assert model.no_weight_decay() == {"global_tokens", "input_adapters.semseg.class_emb.weight"}
+    groups = timm.models.group_parameters(model, model.group_matcher())
+    assert {name.split(".")[0] for name in groups[0]} == {"global_tokens", "input_adapters"}
+    assert model.prune_intermediate_layers([0, 1]) == [0, 1] and len(model.blocks) == 2 and model.num_classes == 0
 
 
 def test_random_weights_are_drawn_as_in_the_public_code():
@@ -226,6 +242,11 @@ def test_tables_are_resized_without_antialiasing():
     wanted = nn.functional.interpolate(adapter.pos_emb, size=(7, 7), mode="bicubic", align_corners=False)
     assert torch.equal(made, wanted)
     assert torch.equal(adapter.positions((28, 28)).transpose(1, 2).unflatten(2, (28, 28)), adapter.pos_emb)
+    # of an oblong image, whose patches count row by row; in bfloat16 they are interpolated in float32 too
+    for dtype in (torch.float32, torch.bfloat16):
+        made = adapter.to(dtype)(torch.zeros(1, 3, 24, 40, dtype=dtype)).transpose(1, 2).unflatten(2, (3, 5))
+        wanted = nn.functional.interpolate(adapter.pos_emb.float(), size=(3, 5), mode="bicubic").to(dtype)
+        assert torch.equal(made, wanted)
 
 
 @torch.no_grad()
@@ -237,6 +258,10 @@ def test_other_patch_sizes():
     assert model.feature_info[0]["reduction"] == 16
     with pytest.raises(WeightsError, match=r"patches of 8 pixels, the model for 16: create it with patch_size=8"):
         model.load_state_dict(official("tiny"))
+    with pytest.raises(WeightsError, match="patches of 8 pixels, the model for 16"):
+        timm.create_model("multimae_eo_base", patch_size=16, img_size=64, in_domains="semseg", **TINY).load_state_dict(
+            official("tiny")
+        )
 
 
 # ---- domains ----
@@ -270,6 +295,9 @@ def test_depth_is_standardised_by_its_middle():
     assert torch.equal(made[1], standardize_depth(x)[1])
     assert not standardize_depth(x, torch.zeros_like(valid)).any()
     assert standardize_depth(torch.full((1, 1, 8, 8), 700.0)).abs().max() == 0
+    flat = torch.linspace(0, 1e-3, 64).view(1, 1, 8, 8)
+    middle = flat.flatten()[6:57]
+    torch.testing.assert_close(standardize_depth(flat), (flat - middle.mean()) / (middle.var() + 1e-6).sqrt())
 
 
 def uniform_heights() -> torch.Tensor:
@@ -283,12 +311,13 @@ def test_resizing():
     assert small.shape == (1, 1, 56, 56)
     # half-pixel centres, no antialiasing
     assert small[0, 0, 0, 10].item() == pytest.approx((10.5 * 64 / 56) - 0.5, abs=1e-4)
-    labels = torch.randint(12, (2, 64, 64))
+    labels = torch.randint(12, (2, 64, 64), dtype=torch.uint8)
     made = resized("semseg", labels, 56)
     assert made.shape == (2, 14, 14) and made.dtype == labels.dtype
     centre = [int((i + 0.5) * 64 / 14) for i in range(14)]
     assert torch.equal(made, labels[:, centre][:, :, centre])
     assert resized("rgb", x.expand(1, 3, 64, 64), (64, 64)).shape == (1, 3, 64, 64)
+    assert resized("semseg", labels, (24, 40)).shape == (2, 6, 10)
 
 
 def test_rasters_hold_every_domain_once():
@@ -300,11 +329,13 @@ def test_rasters_hold_every_domain_once():
 RGB = torch.zeros(2, 3, 56, 56)
 BAD = {
     "unknown domain": ({"rbg": RGB}, "unknown domain 'rbg'.*rgb"),
+    "mask": ({"rgb": RGB, "rgb_mask": RGB.bool()}, "unknown domain 'rgb_mask'. Masks are for pretraining"),
     "empty": ({}, "the dict is empty: give at least one of rgb, ired"),
     "a list": ([RGB], "expected a dict of domains.*got list"),
     "an array": ({"rgb": RGB.numpy()}, "rgb is of type ndarray, expected a tensor"),
     "batch": ({"rgb": RGB, "depth": torch.zeros(1, 1, 56, 56)}, "depth holds 1 images, rgb 2"),
     "extent": ({"rgb": RGB, "depth": torch.zeros(2, 1, 48, 56)}, "depth covers 48 x 56 pixels, rgb 56 x 56"),
+    "columns": ({"rgb": RGB, "depth": torch.zeros(2, 1, 56, 48)}, "depth covers 56 x 48 pixels, rgb 56 x 56"),
     "labels at full size": (
         {"rgb": RGB, "semseg": torch.zeros(2, 56, 56, dtype=torch.long)},
         "semseg covers 224 x 224 pixels, rgb 56 x 56.*one label for 4 x 4",
@@ -315,11 +346,14 @@ BAD = {
     "codes": ({"semseg": torch.full((2, 14, 14), 100)}, "classes_of makes them of WorldCover's codes"),
     "negative": ({"semseg": torch.full((2, 14, 14), -1)}, "from -1 to -1"),
     "float ids": ({"semseg": torch.zeros(2, 14, 14)}, "semseg holds torch.float32, expected whole class ids"),
+    "bool": ({"semseg": torch.zeros(2, 14, 14, dtype=torch.bool)}, "semseg holds torch.bool, expected whole class ids"),
     "one-hot": ({"semseg": torch.zeros(2, 12, 14, 14, dtype=torch.long)}, r"expected class ids \(B, H / 4, W / 4\)"),
     "integers": ({"rgb": RGB.short()}, "rgb holds torch.int16, expected normalised floats.*create_transform"),
     "patches": ({"rgb": torch.zeros(2, 3, 60, 56)}, "60 x 56 pixels, expected multiples of the patch size 8"),
+    "patch columns": ({"rgb": torch.zeros(2, 3, 56, 60)}, "56 x 60 pixels, expected multiples of the patch size 8"),
     "nothing": ({"rgb": torch.zeros(2, 3, 0, 56)}, "expected multiples of the patch size 8"),
     "NaN": ({"depth": torch.full((2, 1, 56, 56), torch.nan)}, "depth holds NaN or infinite values"),
+    "infinity": ({"rgb": torch.full((2, 3, 56, 56), torch.inf)}, "rgb holds NaN or infinite values"),
     "type": ({"rgb": RGB.double()}, r"rgb holds torch.float64, the model torch.float32.*\.to\(torch.float32\)"),
 }  # fmt: skip
 
@@ -337,7 +371,8 @@ def test_bad_input_is_one_sentence(tiny, what):
     [
         (dict(in_domains=["rgb", "dept"]), "unknown domain 'dept'.*depth"),
         (dict(in_domains=[]), "in_domains is empty"),
-        (dict(patch_size=14), "patch_size is 14, expected a multiple of 4"),
+        (dict(patch_size=14), "patch_size is 14, expected a multiple of 4: semseg has one value for 4 x 4 pixels"),
+        (dict(patch_size=0), "patch_size is 0, expected a multiple of 1"),
         (dict(img_size=60), r"img_size \(60, 60\) is not a multiple of the patch size 8"),
         (dict(global_pool="token"), "global_pool is 'token', expected one of global, avg"),
     ],
@@ -351,7 +386,7 @@ def test_bad_options(kwargs, message):
 def test_labels_of_any_whole_type_and_autocast(tiny):
     data = multimae_inputs(NAMES)
     wanted = tiny(data)
-    for dtype in (torch.uint8, torch.int32):
+    for dtype in (torch.uint8, torch.uint16, torch.int32):
         assert torch.equal(tiny({**data, "semseg": data["semseg"].to(dtype)}), wanted)
     with torch.autocast("cpu", torch.bfloat16):
         low = tiny({name: x.bfloat16() if x.is_floating_point() else x for name, x in data.items()})
@@ -368,8 +403,14 @@ def test_all_domains_are_compiled_and_exported_in_one_graph(tiny):
     torch.testing.assert_close(graph(data), tiny(data), atol=1e-5, rtol=1e-5)
 
 
-def test_a_classifier_is_a_norm_and_a_linear_layer():
+def test_a_classifier_is_a_norm_and_a_linear_layer(tmp_path):
     model = timm.create_model("multimae_eo_base", num_classes=5, **TINY)
     assert isinstance(model, MultiMae) and [type(part) for part in model.head] == [nn.LayerNorm, nn.Linear]
+    assert model.head[1].weight.std().item() == pytest.approx(0.02, rel=0.2)
     assert model(multimae_inputs(["rgb"])).shape == (2, 5)
     assert model.forward_head(model.forward_features(multimae_inputs(["rgb"])), pre_logits=True).shape == (2, 64)
+    torch.save(model.state_dict(), tmp_path / "tuned.pth")
+    again = eo_zoo.create_model("multimae_eo_base", weights=tmp_path / "tuned.pth", num_classes=5, **TINY)
+    assert torch.equal(again.head[1].weight, model.head[1].weight)
+    model.bfloat16().reset_classifier(2)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}

@@ -109,6 +109,7 @@ def test_it_is_a_plain_vit_of_its_own(model):
     vit = to_vit(model.train())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert type(vit) is VisionTransformer and isinstance(vit.norm, nn.Identity) and vit.training
+    assert from_vit(vit).training and not to_vit(model.eval()).training and not from_vit(vit.eval()).training
     assert vit.pretrained_cfg["input_size"] == (3, 56, 56) and not vit.pretrained_cfg.get("hf_hub_id")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for parameter in vit.parameters():
@@ -145,6 +146,7 @@ def test_into_a_model_changes_the_domain_and_the_blocks_alone(model):
     dict(img_size=224, patch_size=16), dict(img_size=224, in_chans=2), dict(img_size=224, dynamic_img_size=True),
     dict(img_size=224, num_classes=5, global_pool="avg", fc_norm=True),
     dict(img_size=224, drop_path_rate=0.1, proj_drop_rate=0.1, attn_drop_rate=0.1, pos_drop_rate=0.1),
+    dict(img_size=224, patch_drop_rate=0.1),
     dict(img_size=224, norm_layer=functools.partial(nn.LayerNorm, eps=1e-6)),
 ])  # fmt: skip
 def test_from_a_vit_of_other_training(options, no_embed_class):
@@ -225,6 +227,8 @@ def test_what_is_no_vit(model):
         from_vit(model)
     with pytest.raises(InputError, match="OtherWay computes tokens in its own way"):
         from_vit(OtherWay(**PLAIN))
+    with pytest.raises(InputError, match="OtherPlaces computes tokens in its own way"):
+        from_vit(type("OtherPlaces", (VisionTransformer,), {"_pos_embed": lambda self, x: x})(**PLAIN))
     with pytest.raises(InputError, match="expected a MultiMae, got VisionTransformer"):
         to_vit(to_vit(model))
 
@@ -240,6 +244,8 @@ def test_domains_and_sizes_that_do_not_fit(model):
         to_vit(MultiMae(**SIZE, in_domains=("rgb", "ired")), "depth")
     with pytest.raises(InputError, match="img_size 60 x 56 is not a multiple of the patch size 8"):
         to_vit(model, img_size=(60, 56))
+    with pytest.raises(InputError, match="img_size 56 x 60"):
+        to_vit(model, img_size=(56, 60))
     with pytest.raises(InputError, match="img_size 0 x 0"):
         to_vit(model, img_size=(0, 0))
 
@@ -279,7 +285,10 @@ def test_a_saved_vit_says_what_it_is(model, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
     assert config["input_size"] == [1, 56, 56] and len(config["mean"]) == len(config["std"]) == 1
     assert config["license"] == "unknown"
-    assert "depth: random weights" in config["description"]
+    assert "depth: random weights" in config["description"] and config["crop_pct"] == 1
+    assert config["fixed_input_size"]
+    named.load_state_dict(named.state_dict())
+    assert to_vit(named).pretrained_cfg["description"].endswith("rgb: a state dict (unverified)")
     save_vit(to_vit(model, img_size=112), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_args"]["img_size"] == [112, 112]
     assert load_file(tmp_path / "model.safetensors")["pos_embed"].shape == (1, 1 + 14 * 14, 64)
@@ -287,13 +296,15 @@ def test_a_saved_vit_says_what_it_is(model, tmp_path):
 
 
 def test_a_vit_made_by_its_class_is_saved_too(tmp_path):
-    vit = randomise(VisionTransformer(**PLAIN))
+    vit = randomise(VisionTransformer(**PLAIN)).to(memory_format=torch.channels_last)
     save_vit(vit, tmp_path)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(again(image(vit)), vit(image(vit)))
     assert "license" not in again.pretrained_cfg  # not that of timm's model of the name
     tuned = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=7).eval()
     assert tuned.head.weight.shape == (7, 64)
+    grey = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1)
+    assert torch.allclose(grey.patch_embed.proj.weight, vit.patch_embed.proj.weight.sum(1, keepdim=True))
     assert torch.equal(tuned.forward_features(image(vit)), vit.forward_features(image(vit)))
 
 

@@ -70,7 +70,8 @@ def check_reconstruction(size: str, model: MultiMaePretraining) -> None:
 
 def test_tiny_reconstruction_and_losses_through_a_forged_checkpoint(tiny_file):
     model = pretraining_model(weights=tiny_file, **TINY)
-    assert not model.training and "unverified" in str(model.encoder.weights_origin)
+    assert not model.training and f"{tiny_file} (" in str(model.encoder.weights_origin)
+    assert list(model.output_adapters) == [*NAMES, "norm_rgb"]
     check_reconstruction("tiny", model)
 
 
@@ -101,6 +102,12 @@ def test_shares_follow_a_dirichlet_distribution():
     assert all((one.sum(1) == 8).all() for one in even.values())
     most = sample_visible(COUNTS, 200, 40, alphas=[1e6, *[1e-3] * 5], generator=torch.Generator().manual_seed(0))
     assert most["rgb"].sum(1).float().mean() > 39
+    # of six equal shares, rounded to 8, one token is filled up or dropped: of any domain
+    for visible, sign in ((49, 1), (47, -1)):
+        kept = sample_visible(COUNTS, 600, visible, alphas=1e6, generator=torch.Generator().manual_seed(0))
+        assert [sign * (one.sum(1) - 8).float().mean().item() for one in kept.values()] == pytest.approx(
+            [1 / 6] * 6, abs=0.06
+        )
 
 
 def test_what_is_drawn_depends_on_the_generator_alone():
@@ -111,6 +118,29 @@ def test_what_is_drawn_depends_on_the_generator_alone():
     assert torch.equal(one, same) and not torch.equal(one, other)
     torch.manual_seed(1)
     assert torch.equal(torch.cat(list(sample_visible(COUNTS, 4, 49).values()), dim=1), one)
+
+
+def test_the_model_draws_as_it_is_told(model):
+    data, how = multimae_inputs(NAMES), dict(visible=30, alphas=[1e6, *[1e-3] * 5])
+    one, two, three = (torch.Generator().manual_seed(3) for _ in range(3))
+    output, made = model(data, generator=one, **how), model.reconstruct(data, generator=two, **how)
+    wanted = sample_visible(COUNTS, 2, generator=three, **how)
+    again = model.reconstruct(data, visible=dict(reversed(wanted.items())))
+    for name in NAMES:
+        assert torch.equal(output.visible[name], wanted[name])
+        assert torch.equal(made[name], output.predictions[name]) and torch.equal(again[name], made[name])
+        assert not made[name].requires_grad
+
+
+@torch.no_grad()
+def test_a_domain_that_is_not_given_is_one_that_is_all_hidden(tiny_file):
+    model, data = pretraining_model(weights=tiny_file, **TINY), multimae_inputs(["rgb", "depth"])
+    assert all(adapter.mask_token.any() for adapter in model.output_adapters.values())
+    rgb = first_visible()["rgb"]
+    hidden = model.reconstruct(data, visible={"rgb": rgb, "depth": torch.zeros_like(rgb)})
+    absent = model.reconstruct({"rgb": data["rgb"]}, visible={"rgb": rgb})
+    for name, made in absent.items():
+        torch.testing.assert_close(made, hidden[name], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -197,9 +227,36 @@ def test_invalid_values_count_nowhere(model):
     for name, loss in before.losses.items():
         assert targets.losses[name].item() == pytest.approx(loss.item(), rel=1e-6), name
         assert loss.isfinite()
+    none = model({**data, **{name: torch.zeros_like(mask) for name, mask in masks.items()}}, visible=visible)
+    gradients = torch.autograd.grad(none.loss, list(model.parameters()), allow_unused=True)
+    assert none.loss == 0 and not any(one.any() for one in gradients if one is not None)
+    single = torch.zeros_like(data["rgb"], dtype=torch.bool)
+    single[0, 0, 20, 20] = True
+    assert model({**data, "rgb_mask": single}, visible=visible).losses["norm_rgb"].isfinite()
+
+
+def test_nan_under_a_mask_reaches_no_gradient():
+    model, data = pretraining().train(), multimae_inputs(NAMES)
+    holes = {name: x.clone() for name, x in data.items()}
+    for name in ("rgb", "depth"):
+        holes[name][..., 20:40, :] = torch.nan
+    masks = {f"{name}_mask": holes[name].isfinite() for name in ("rgb", "depth")}
+    output = model(data, visible=first_visible(), targets={**holes, **masks})
+    output.loss.backward()
+    assert output.loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     with torch.no_grad():
-        none = model({**data, **{name: torch.zeros_like(mask) for name, mask in masks.items()}}, visible=visible)
-    assert none.loss == 0
+        filled = model(data, visible=first_visible(), targets={**data, **masks})
+    for name, loss in filled.losses.items():
+        assert output.losses[name].item() == pytest.approx(loss.item(), rel=1e-6), name
+
+
+def test_a_share_of_the_tokens():
+    model = pretraining(in_domains=["rgb", "depth"], out_domains=["rgb"])
+    data = multimae_inputs(["rgb", "depth"])
+    for kwargs, count in (({}, 16), (dict(visible=0.5), 49), (dict(visible=1e-9), 1), (dict(visible=7), 7)):
+        assert sum(one.sum() for one in model(data, **kwargs).visible.values()) == 2 * count
+    with pytest.raises(InputError, match=r"visible is 1\.5, expected a share above 0\.0, to 1\.0, or a whole number"):
+        model(data, visible=1.5)
 
 
 def test_everything_of_an_output_that_is_no_input_is_predicted():
@@ -209,6 +266,12 @@ def test_everything_of_an_output_that_is_no_input_is_predicted():
     with torch.no_grad():
         output = model(data, visible=10, targets=depth)
     error = (output.predictions["depth"] - depth["depth"]).abs().mean()
+    assert output.losses["depth"].item() == pytest.approx(error.item(), rel=1e-5)
+    valid = torch.zeros(2, 1, 56, 56, dtype=torch.bool)
+    valid[..., :9] = True
+    with torch.no_grad():
+        output = model(data, visible=10, targets={**depth, "depth_mask": valid})
+    error = (output.predictions["depth"] - depth["depth"])[..., :9].abs().mean()
     assert output.losses["depth"].item() == pytest.approx(error.item(), rel=1e-5)
     with pytest.raises(InputError, match="nothing to compare depth with: give it in targets"):
         model(data, visible=10)
@@ -241,6 +304,8 @@ def test_land_cover_is_decoded_in_float32():
         output = model(multimae_inputs(NAMES), generator=torch.Generator().manual_seed(0))
     assert seen == {name: torch.float32 if name == "semseg" else torch.bfloat16 for name in (*NAMES, "norm_rgb")}
     assert output.loss.dtype == torch.float32 and output.loss.isfinite()
+    low = {name: x.bfloat16() if x.is_floating_point() else x for name, x in multimae_inputs(NAMES).items()}
+    assert {loss.dtype for loss in model.bfloat16()(low).losses.values()} == {torch.float32}
 
 
 # ---- training ----
@@ -249,6 +314,9 @@ def test_land_cover_is_decoded_in_float32():
 def test_every_parameter_learns_but_the_tables():
     model = pretraining(weighting="uncertainty").train()
     assert not any(name.endswith("pos_emb") for name, _ in model.named_parameters())
+    # keys and values are drawn as a layer of their own each
+    for part in model.output_adapters["rgb"].decoder.kv.weight.chunk(2):
+        assert part.std().item() == pytest.approx(math.sqrt(2 / (2 * 32)), rel=0.1)
     model(multimae_inputs(NAMES), generator=torch.Generator().manual_seed(0)).loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
     assert model.no_weight_decay() <= dict(model.named_parameters()).keys()
@@ -295,12 +363,36 @@ def test_the_encoder_of_a_pretraining_goes_on_alone(tiny_file, tmp_path):
 
 def test_what_the_file_holds_decides(tmp_path):
     names = ("rgb", "depth")
-    part = pretraining(in_domains=names, out_domains=["depth"], decoder_dim=16, decoder_depth=3)
+    part = pretraining(in_domains=names, out_domains=["depth"], decoder_dim=16, decoder_depth=3, decoder_heads=4)
     tensors = {name.removeprefix("encoder."): tensor for name, tensor in part.state_dict().items()}
-    model = pretraining_model(weights=save(tensors, tmp_path / "part.pth"), **TINY)
+    model = pretraining_model(weights=save(tensors, tmp_path / "part.pth"), decoder_heads=4, **TINY)
     assert model.encoder.in_domains == names and list(model.output_adapters) == ["depth"]
     adapter = model.output_adapters["depth"]
     assert adapter.mask_token.shape == (1, 1, 16) and len(adapter.decoder_transformer) == 3
+    data = multimae_inputs(names)
+    assert torch.equal(model.reconstruct(data)["depth"], part.reconstruct(data)["depth"])
+    assert adapter.decoder.num_heads == adapter.decoder_transformer[0].attn.num_heads == 4
+    with pytest.raises(InputError, match="were trained beside rgb, depth: leave in_domains out"):
+        pretraining_model(weights=tmp_path / "part.pth", in_domains=["rgb"], **TINY)
+    with pytest.raises(WeightsError, match=r"output_adapters\.rgb\."):
+        pretraining_model(weights=tmp_path / "part.pth", out_domains=["rgb"], decoder_heads=4, **TINY)
+
+
+def test_a_whole_pretraining_is_read_back(tmp_path):
+    """By its own names, as torch saves it: for more pretraining, for pictures, and as an encoder."""
+    part = pretraining(weighting="uncertainty")
+    with torch.no_grad():
+        part.log_vars.fill_(0.5)
+    torch.save(part.state_dict(), tmp_path / "own.pth")
+    again = pretraining_model(weights=tmp_path / "own.pth", **TINY)
+    data = multimae_inputs(NAMES)
+    found, wanted = again.reconstruct(data, visible=first_visible()), part.reconstruct(data, visible=first_visible())
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    encoder = eo_zoo.create_model("multimae_eo_base", weights=tmp_path / "own.pth", **TINY)
+    assert torch.equal(encoder(data), part.encoder(data))
+    fewer = pretraining_model(weights=tmp_path / "own.pth", out_domains=["semseg", "ired"], **TINY)
+    assert list(fewer.output_adapters) == ["ired", "semseg"]
+    assert torch.equal(fewer.reconstruct(data)["semseg"], part.reconstruct(data)["semseg"])
 
 
 def test_files_that_do_not_do(tmp_path):
@@ -310,11 +402,16 @@ def test_files_that_do_not_do(tmp_path):
     del tensors["output_adapters.ired.out_proj.bias"]
     with pytest.raises(WeightsError, match=r"output_adapters\.ired\.out_proj\.bias"):
         pretraining_model(weights=save(tensors, tmp_path / "cut.pth"), **TINY)
+    del tensors["output_adapters.rgb.mask_token"]
+    with pytest.raises(WeightsError, match=r"holds no output_adapters\.rgb\.mask_token: its output adapters are not"):
+        pretraining_model(weights=save(tensors, tmp_path / "cut.pth"), **TINY)
     with pytest.raises(WeightsError, match="not of a MultiMAE checkpoint"):
         pretraining().load_tensors({"cls_token": torch.zeros(1)})
     with pytest.raises(InputError, match="smarties_vit_nano has no output adapters: expected one of multimae_eo_base"):
         pretraining_model("smarties_vit_nano", False)
-    assert pretraining_model(pretrained=False, **TINY, **SMALL_DECODER).encoder.weights_origin is None
+    random = pretraining_model(pretrained=False, norm_rgb=False, **TINY, **SMALL_DECODER)
+    assert random.encoder.weights_origin is None and not random.training
+    assert list(random.output_adapters) == list(NAMES)
 
 
 # ---- bad input ----
@@ -350,6 +447,21 @@ def test_files_that_do_not_do(tmp_path):
             r"rgb to compare with is \(1, 3, 28, 28\), the output \(1, 3, 56, 56\)",
         ),
         (torch.zeros(1, 3, 56, 56), {}, "expected a dict of domains"),
+        (
+            {"rgb": torch.zeros(1, 3, 56, 56), "rgb_mask": torch.ones(1, 1, 28, 28, dtype=torch.bool)},
+            {},
+            r"rgb_mask is torch.bool \(1, 1, 28, 28\), expected bool \(1, 3, 56, 56\)",
+        ),
+        ({"rgb": torch.zeros(1, 3, 56, 56), "rgb_mask": [True]}, {}, "rgb_mask is list, expected bool"),
+        ({"rgb": torch.zeros(1, 3, 56, 56)}, dict(visible={"rgb": [True]}), "visible rgb is list, expected bool"),
+        (
+            {"rgb": torch.zeros(1, 3, 56, 56)},
+            dict(targets={"rgb": torch.full((1, 3, 56, 56), torch.nan)}),
+            "rgb holds NaN or infinite values",
+        ),
+        ({"rgb": torch.zeros(1, 3, 56, 56)}, dict(targets={"rgb": [0.0]}), "rgb is of type list"),
+        ({"rgb": torch.zeros(1, 3, 56, 56)}, dict(targets={"foo": torch.zeros(1)}), "unknown domain 'foo'"),
+        ({"rgb": torch.zeros(1, 3, 56, 56)}, dict(alphas=math.nan), "alphas are nan, expected a number above 0"),
         ({"rbg": torch.zeros(1, 3, 56, 56)}, {}, "unknown domain 'rbg'"),
     ],
 )
@@ -364,6 +476,7 @@ def test_bad_input_is_one_sentence(data, kwargs, message):
     [
         (dict(out_domains=["rbg"]), "unknown domain 'rbg'"),
         (dict(out_domains=[]), "out_domains is empty"),
+        (dict(decoder_dim=30), "decoder_dim is 30, expected a multiple of 4 and of the 8 decoder_heads"),
         (dict(weighting="gradnorm"), "weighting is 'gradnorm', expected 'sum' or 'uncertainty'"),
     ],
 )
@@ -372,6 +485,23 @@ def test_bad_options(kwargs, message):
         pretraining(**kwargs)
 
 
+def test_labels_are_checked_as_targets():
+    model, data = pretraining(in_domains=["rgb"], out_domains=["semseg"]), multimae_inputs(["rgb"])
+    with pytest.raises(InputError, match="class ids from 42 to 42, expected 0 to 11"):
+        model(data, targets={"semseg": torch.full((2, 14, 14), 42)})
+    with pytest.raises(InputError, match=r"semseg_mask is torch.bool \(2, 1, 14\), expected bool \(2, 14, 14\)"):
+        mask = torch.ones(2, 1, 14, dtype=torch.bool)
+        model(data, targets={"semseg": torch.zeros(2, 14, 14, dtype=torch.long), "semseg_mask": mask})
+
+
+def test_land_cover_needs_patches_of_whole_labels():
+    encoder = timm.create_model("multimae_eo_base", in_domains=["rgb"], patch_size=14, img_size=56, **TINY)
+    with pytest.raises(InputError, match="patch_size is 14, expected a multiple of 4: semseg has one value for 4 x 4"):
+        MultiMaePretraining(encoder, out_domains=["semseg"], **SMALL_DECODER)
+
+
 def test_no_classifier():
+    with pytest.raises(InputError, match="the encoder is a VisionTransformer, expected a MultiMae"):
+        MultiMaePretraining(timm.create_model("vit_tiny_patch16_224"))
     with pytest.raises(InputError, match="the encoder has a classifier"):
         MultiMaePretraining(timm.create_model("multimae_eo_base", num_classes=3, **TINY))

@@ -87,7 +87,13 @@ def test_the_one_asset_is_found_checked_and_kept(tmp_path, api, cache, monkeypat
 
 def test_of_several_one_is_named(tmp_path, api, cache):
     one, two = toy_bytes(tmp_path), toy_bytes(tmp_path, 2.0)
-    publish(api, asset(api, "base.pth", one), asset(api, "large.safetensors", two), asset(api, "tiny.pt", one))
+    publish(
+        api,
+        asset(api, "base.pth", one),
+        asset(api, "large.safetensors", two),
+        asset(api, "tiny.pt", one),
+        asset(api, "base.pth.md5", b"x"),
+    )
     says = fails("holds 3 files of weights, base.pth, large.safetensors, tiny.pt: name one")
     assert f'weights="{SOURCE}/base.pth"' in says and f"Fetch {PAGE} by hand" in says and "weights=PATH" in says
     assert api.count("GET") == 1 and leftovers(cache) == []
@@ -144,7 +150,7 @@ def test_another_digest_is_thrown_away(tmp_path, api, cache):
     check_toy(load(record(source=SOURCE))[0])
 
 
-@pytest.mark.parametrize("digest", [None, "sha512:0", "sha256:short", ""])
+@pytest.mark.parametrize("digest", [None, "sha512:0", "sha256:c0ffee", ""])
 def test_without_a_digest_it_is_pinned_as_it_came(tmp_path, api, cache, caplog, digest):
     publish(api, asset(api, "toy.pth", toy_bytes(tmp_path), digest=digest))
     assert not load(record(source=SOURCE))[1].verified and "nothing confirms" in caplog.text
@@ -191,7 +197,13 @@ def test_a_cut_download_is_gone_on_with(tmp_path, api, cache, monkeypatch):
 @pytest.mark.parametrize("token", [None, "SECRET"])
 @pytest.mark.parametrize(
     ("reset", "says"),
-    [("1893456000", "after 2030-01-01 00:00 UTC"), (None, "in an hour"), ("soon", "in an hour"), ("9" * 18, "in an h")],
+    [
+        ("1893456000", "after 2030-01-01 00:00 UTC"),
+        (None, "in an hour"),
+        ("soon", "in an hour"),
+        ("9" * 18, "in an h"),
+        ("9" * 12, "in an h"),
+    ],
 )
 def test_the_limit_of_requests_tells_when(api, monkeypatch, status, token, reset, says):
     if token:
@@ -214,6 +226,8 @@ def test_other_refusals(api, monkeypatch):
     )
     answer.status = 500
     fails("the server answers with an error .500.")
+    answer.status = 401
+    fails("access is refused .401.")
     asked = api.count("GET")
     monkeypatch.setenv("GH_TOKEN", "SECRET")
     answer.status = 401
@@ -288,6 +302,14 @@ def test_the_api_is_asked_over_https(api, monkeypatch, base):
     fails(f"GITHUB_API_URL is {base}, expected an address with https://")
 
 
+def test_it_is_githubs_api_that_is_asked(monkeypatch):
+    monkeypatch.delenv("GITHUB_API_URL")
+    asked = []
+    monkeypatch.setattr(github, "_ask", lambda _, url: asked.append(url))
+    fails("answers, but not with a release")
+    assert asked == [f"https://api.github.com/repos/owner/repo/releases/tags/{TAG}"]
+
+
 def test_an_asset_is_fetched_over_https(api):
     publish(api, asset(api, "toy.pth", b"x", browser_download_url="ftp://files.example/toy.pth"))
     fails("ftp://files.example/toy.pth, which is not https")
@@ -339,3 +361,4 @@ def test_as_the_weights_of_a_model(tmp_path, api):
 def test_where_people_find_a_release():
     assert github.parse("github://a/b.c/v1+x/d-e.pth") == github.Release("a", "b.c", "v1+x", "d-e.pth")
     assert github.parse("github://a/b/weights%2Fv1").page == "https://github.com/a/b/releases/tag/weights/v1"
+    assert github.parse("github://a/b/v%231").page == "https://github.com/a/b/releases/tag/v%231"
