@@ -64,6 +64,7 @@ def _column(values: Any, name: str, length: int) -> list[float]:
     """One list of an entry; empty if it is not so many numbers."""
     column = values.get(name) if isinstance(values, dict) else None
     fits = isinstance(column, list) and len(column) == length and all(type(one) in (int, float) for one in column)
+    # what fits is such a list, which mypy cannot see
     return column if fits else []  # type: ignore[return-value]
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 
 import pytest
 import torch
@@ -19,6 +20,21 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     for name in ("EO_ZOO_MIRROR", "EO_ZOO_OFFLINE", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run ``eo-zoo`` in this process: (exit code, stdout, stderr), the last as one line."""
+    from eo_zoo import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["eo-zoo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, " ".join(err.split())
+
+    return call
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,27 +15,13 @@ import torch
 from rasterio.warp import transform_bounds
 
 import eo_zoo
-from eo_zoo import cli, geo, registry, weights
+from eo_zoo import geo, registry, weights
 from eo_zoo.errors import DownloadError, MissingExtra
 from tests.geo.rasters import s2_folder, smooth, stac_item, write_raster
 from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parent.parent
 SAHARA = ROOT / "examples" / "sahara"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["eo-zoo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, " ".join(err.split())
-
-    return call
 
 
 class TestFacts:
@@ -375,7 +360,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list[object], str]]:
         "batch size": ([s2, *out, "--batch-size", "0"], "batch_size"),
         "bbox elsewhere": ([s2, *out, "--bbox", "0", "0", "10", "10"], "600000"),
         "hostile pickle": ([s2, *out, "--weights", hostile(folder / "evil.pth")], "system"),
-        "other model's weights": ([s2, *out, "--weights", folder / "other.pth"], "not of a SMARTIES checkpoint"),
+        "other model's weights": ([s2, *out, "--weights", folder / "other.pth"], "not of a checkpoint of SMARTIES"),
         "truncated safetensors": ([s2, *out, "--weights", folder / "cut.safetensors"], "cut.safetensors"),
         "unknown statistics": ([s2, *out, "--stats", "eurosatt"], "EuroSAT"),
     }
@@ -550,7 +535,7 @@ def test_bad_input_of_predict_is_one_error_and_leaves_nothing(bad, run):
         "mix of one sensor": ([s2, *m, "--mix", "plain"], "two sensors together"),
         "no such device": ([s2, *m, "--device", "cuda:99"], "cuda:99"),
         "hostile pickle": ([s2, *m, "--weights", folder / "evil.pth"], "system"),
-        "other model's weights": ([s2, *m, "--weights", folder / "other.pth"], "not of a SMARTIES checkpoint"),
+        "other model's weights": ([s2, *m, "--weights", folder / "other.pth"], "not of a checkpoint of SMARTIES"),
     }
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     for name, (arguments, words) in cases.items():

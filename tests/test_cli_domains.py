@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from affine import Affine
 from rasterio.warp import transform_bounds
 
-from eo_zoo import cli, create_model, registry
+from eo_zoo import create_model, registry
 from tests.geo.rasters import stac_item, write_raster
 from tests.models.multimae import TINY
 
@@ -23,19 +22,10 @@ SAHARA = Path(__file__).parent.parent / "examples" / "sahara"
 BOX = ("--bbox", 210000, 2700000, 217000, 2707000)  # 70 x 70 pixels of 100 m
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run the command in this process with a small MultiMAE: (exit code, stdout, stderr)."""
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models by name are small ones."""
     monkeypatch.setattr(registry, "create_model", functools.partial(registry.create_model, **TINY))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["eo-zoo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, " ".join(err.split())
-
-    return call
 
 
 @pytest.fixture

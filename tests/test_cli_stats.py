@@ -1,25 +1,21 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
 
-from eo_zoo import cli, sensors
+from eo_zoo import sensors
 from tests.geo.rasters import write_raster
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run ``eo-zoo stats`` in this process: (exit code, stdout, stderr)."""
+def stats(run):
+    """Run ``eo-zoo stats``: (exit code, stdout as one line, stderr)."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["eo-zoo", "stats", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, " ".join(out.split()), " ".join(err.split())
+        code, out, err = run("stats", *arguments)
+        return code, " ".join(out.split()), err
 
     return call
 
@@ -37,25 +33,25 @@ def tiles(tmp_path):
     return aerial, s2
 
 
-def test_images_of_one_sensor(run, tiles, tmp_path):
+def test_images_of_one_sensor(stats, tiles, tmp_path):
     files, out = sorted((tmp_path / "tiles").iterdir()), tmp_path / "aerial.json"
-    code, said, notes = run(*files, "--sensor", "AERIAL", "--bands", "NIR,R,G,B", "-o", out)
+    code, said, notes = stats(*files, "--sensor", "AERIAL", "--bands", "NIR,R,G,B", "-o", out)
     found = sensors.get_statistics(out)
     assert code == 0 and found.bands == sensors.get_order("anysat/aerial")
     assert found.mean == pytest.approx(tiles[0].mean(axis=(0, 2, 3)), rel=1e-12)
     assert found.std == pytest.approx(tiles[0].std(axis=(0, 2, 3)), rel=1e-12)
     assert f"AERIAL aerial_red: mean {found.mean[1]:.6g}, std {found.std[1]:.6g}" in said
     assert "statistics of AERIAL" in said and "AERIAL: all bands: no units in the metadata" in notes
-    code, _, error = run(*files, "--sensor", "AERIAL", "--bands", "NIR,R,G,B", "-o", out)
+    code, _, error = stats(*files, "--sensor", "AERIAL", "--bands", "NIR,R,G,B", "-o", out)
     assert code == 2 and "--overwrite" in error
-    code, said, notes = run(*files, "--sensor", "AERIAL", "--bands", "B,G,R,NIR", "-o", out, "--overwrite", "--quiet")
+    code, said, notes = stats(*files, "--sensor", "AERIAL", "--bands", "B,G,R,NIR", "-o", out, "--overwrite", "--quiet")
     assert (code, said, notes) == (0, "", "") and sensors.get_statistics(out).bands[0] == "aerial_blue"
 
 
-def test_several_inputs(run, tiles, tmp_path):
+def test_several_inputs(stats, tiles, tmp_path):
     out, folder = tmp_path / "stats.json", tmp_path / "tiles"
     inputs = ["--input", f"aerial={folder / 'a.tif'}", "--input", f"s2={tmp_path / 's2'}", "-o", out, "--json"]
-    code, said, _ = run(*inputs, "--input", f"aerial={folder / 'b.tif'}", "--bands", "aerial=R,G,B,NIR")
+    code, said, _ = stats(*inputs, "--input", f"aerial={folder / 'b.tif'}", "--bands", "aerial=R,G,B,NIR")
     assert code == 0 and json.loads(said) == json.loads(out.read_text())
     found = sensors.statistics_for(out, {key: sensors.get_order(f"anysat/{key}") for key in ("aerial", "s2", "s1")})
     assert list(found) == ["aerial", "s2"]
@@ -63,7 +59,7 @@ def test_several_inputs(run, tiles, tmp_path):
     assert found["s2"].mean == pytest.approx(tiles[1].mean(axis=(0, 2, 3)), rel=1e-12)
     assert found["s2"].p1 is None
     preset = ["--input", f"aerial={folder}", "--input", f"s2={tmp_path / 's2'}", "-o", out, "--overwrite"]
-    code, _, _ = run(*preset, "--preset", "TreeSatAI-TS", "--clip", "--end", "2020-01-15")
+    code, _, _ = stats(*preset, "--preset", "TreeSatAI-TS", "--clip", "--end", "2020-01-15")
     made = sensors.statistics_for(
         out, {"aerial": sensors.get_order("anysat/aerial"), "s2": sensors.get_order("anysat/s2")}
     )
@@ -83,7 +79,7 @@ def test_several_inputs(run, tiles, tmp_path):
         (["a.tif", "--sensor", "S2", "--nodata", "none"], "--nodata is none, expected a number"),
     ],
 )
-def test_wrong_use(run, arguments, message, tmp_path, monkeypatch):
+def test_wrong_use(stats, arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, _, error = run(*(["-o", "out.json"] * ("-o" not in arguments)), *arguments)
+    code, _, error = stats(*(["-o", "out.json"] * ("-o" not in arguments)), *arguments)
     assert code == 2 and message in error and not list(tmp_path.iterdir())

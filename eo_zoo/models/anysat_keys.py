@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from eo_zoo import weights
 from eo_zoo.errors import WeightsError
 from eo_zoo.models.anysat_inputs import INPUTS
 
@@ -79,8 +80,7 @@ def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         mapped, strange = _encoder_from_official(encoder)
         ours |= {f"{part}{name}": tensor for name, tensor in mapped.items()}
         unknown += strange
-    if unknown:
-        raise WeightsError(f"{len(unknown)} tensors are not of an AnySat checkpoint: {', '.join(sorted(unknown)[:10])}")
+    weights.refuse_unknown(unknown, "AnySat")
     return ours
 
 

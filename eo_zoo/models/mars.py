@@ -153,10 +153,7 @@ class MarsSwin(StrictLoading, SwinTransformerV2):
                 unknown.append(official)
         if pretraining and not ours:
             raise WeightsError(f"this pretraining checkpoint holds no {cls.part.upper()} encoder ({prefix}*)")
-        if unknown:
-            raise WeightsError(
-                f"{len(unknown)} tensors are not of a MaRS checkpoint: {', '.join(sorted(unknown)[:10])}"
-            )
+        weights.refuse_unknown(unknown, "MaRS")
         return ours
 
     def adapt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -77,7 +77,7 @@ class InputAdapter(nn.Module):
     def init_weights(self) -> None:
         """Random weights as in the public code."""
         nn.init.xavier_uniform_(self.proj.weight.flatten(1))
-        nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]  # there is one
+        nn.init.zeros_(self.proj.get_parameter("bias"))
         if self.class_emb is not None:
             trunc_normal_(self.class_emb.weight, std=0.02)
 
@@ -159,7 +159,8 @@ class MultiMae(StrictLoading):
         """Initial (random) weights as in the public code."""
         self.weights_origin = None
         for adapter in self.input_adapters.values():
-            adapter.init_weights()  # type: ignore[operator]  # each is an InputAdapter
+            # each is an InputAdapter
+            adapter.init_weights()  # type: ignore[operator]
         init_blocks(self.blocks)
         trunc_normal_(self.global_tokens, std=0.02)
 
@@ -384,10 +385,7 @@ def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ours[name] = tensor
         elif name != VARIANCES:
             unknown.append(name)
-    if unknown:
-        raise WeightsError(
-            f"{len(unknown)} tensors are not of a MultiMAE checkpoint: {', '.join(sorted(unknown)[:10])}"
-        )
+    weights.refuse_unknown(unknown, "MultiMAE")
     return ours
 
 

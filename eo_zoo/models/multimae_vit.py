@@ -61,7 +61,8 @@ def to_vit(model: MultiMae, domain: str = "rgb", *, img_size: int | tuple[int, i
     size = dict(input_size=(arguments["in_chans"], *arguments["img_size"]))
     plain = _plain(arguments, _config(model, domain) | size)
     adapter = model.input_adapters[domain]
-    rows = adapter.positions(plain.patch_embed.grid_size)  # type: ignore[operator]  # an InputAdapter's
+    # an InputAdapter's
+    rows = adapter.positions(plain.patch_embed.grid_size)  # type: ignore[operator]
     tensors = {
         "cls_token": model.global_tokens,
         "pos_embed": torch.cat([torch.zeros_like(rows[:, :1]), rows], dim=1),
@@ -288,11 +289,12 @@ def _shared(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]
 def _stored(table: Tensor, grid: tuple[int, int], adapter: nn.Module) -> Tensor:
     """What an adapter has to store for a ViT's table (1, rows * columns, D): that itself, or what it was made of."""
     given = table.transpose(1, 2).unflatten(2, grid)
-    stored: Tensor = adapter.pos_emb  # type: ignore[assignment]  # a buffer
+    stored = adapter.get_buffer("pos_emb")
     if given.shape == stored.shape:
         return given
     close = 8 * torch.finfo(table.dtype).eps
-    made = adapter.positions(grid).to(table)  # type: ignore[operator]  # an InputAdapter's
+    # an InputAdapter's
+    made = adapter.positions(grid).to(table)  # type: ignore[operator]
     if torch.allclose(table, made, rtol=0, atol=close):
         return stored
     kept, has = (f"{rows} x {columns}" for rows, columns in (stored.shape[2:], grid))

@@ -549,10 +549,7 @@ def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             projections[match[2]][int(match[1])] = tensor
         elif not DECODER.fullmatch(name):
             unknown.append(official)
-    if unknown:
-        raise WeightsError(
-            f"{len(unknown)} tensors are not of a SMARTIES checkpoint: {', '.join(sorted(unknown)[:10])}"
-        )
+    weights.refuse_unknown(unknown, "SMARTIES")
     for kind, found in projections.items():
         if f"patch_embed.{kind}" in ours and not found:
             continue

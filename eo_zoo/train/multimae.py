@@ -537,10 +537,10 @@ def _checked(visible: Mapping[str, Tensor], counts: Mapping[str, int], batch: in
         if not isinstance(one, Tensor) or one.dtype != torch.bool or tuple(one.shape) != (batch, count):
             found = f"{one.dtype} {tuple(one.shape)}" if isinstance(one, Tensor) else type(one).__name__
             raise InputError(f"visible {name} is {found}, expected bool ({batch}, {count})")
-    total = sum(one.sum(1).cpu() for one in visible.values())
-    if total.min() != total.max():  # type: ignore[union-attr]  # there is one domain at least
+    total = torch.stack([one.sum(1).cpu() for one in visible.values()]).sum(0)
+    if total.min() != total.max():
         raise InputError(
-            f"{int(total.min())} to {int(total.max())} tokens are visible: expected as many in each of the batch"  # type: ignore[union-attr]
+            f"{int(total.min())} to {int(total.max())} tokens are visible: expected as many in each of the batch"
         )
     return dict(visible)
 

@@ -29,11 +29,11 @@ from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.files import replacing, sweep
 from eo_zoo.weights import cache, download, github, sources, stored
 from eo_zoo.weights.cache import cache_root
-from eo_zoo.weights.checkpoint import check_fit, read
+from eo_zoo.weights.checkpoint import check_fit, read, refuse_unknown
 
 __all__ = [
     "RECORDS", "UNPUBLISHED", "Origin", "Record", "Task", "cache_root", "check_fit", "given", "is_cached", "load",
-    "pinned", "read", "register", "require_published",
+    "pinned", "read", "refuse_unknown", "register", "require_published",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)

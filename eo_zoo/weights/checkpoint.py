@@ -282,6 +282,12 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
 
 
+def refuse_unknown(names: Collection[str], family: str) -> None:
+    """Raise WeightsError for names that a family's key table does not hold, if there are any."""
+    if names:
+        raise WeightsError(f"{len(names)} tensors are not of a checkpoint of {family}: {', '.join(sorted(names)[:10])}")
+
+
 def check_fit(
     found: Mapping[str, Any], wanted: Mapping[str, Tensor], *, optional: Collection[str] = (), what: str
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from eo_zoo import cli, create_model, sensors
+from eo_zoo import create_model, sensors
 from eo_zoo.dates import days_of_year
 from eo_zoo.errors import InputError
 from eo_zoo.geo.embed import embed_raster
@@ -29,20 +28,6 @@ SIDE = 60  # metres
 DAYS = ("2020-01-09", "2020-06-30", "2020-12-31")
 TREES = Path(__file__).parents[1] / "data" / "treesatai"
 GSD = {"aerial": 0.2, "spot": 1.0, "naip": 1.25, "l7": 30, "alos": 30}
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["eo-zoo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, " ".join(err.split())
-
-    return call
 
 
 @pytest.fixture(scope="module")

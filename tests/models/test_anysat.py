@@ -205,7 +205,7 @@ class TestLoading:
     def test_unknown(self, tmp_path):
         for name in ("surprise", "projector_s3.pad_parameter", "blocks.1.attn.wk.weight", "predictor.mask_token"):
             says = self.fails(tmp_path, {**official("tiny"), name: torch.zeros(1)})
-            assert f"1 tensors are not of an AnySat checkpoint: {name}" in says
+            assert f"1 tensors are not of a checkpoint of AnySat: {name}" in says
 
     def test_missing(self, tmp_path):
         tensors = official("tiny")

@@ -139,7 +139,7 @@ class TestLoading:
         with pytest.raises(WeightsError, match=r"1 missing \(layers\.3\.blocks\.1\.norm2\.bias\)"):
             tiny("sar", tmp_path / "missing.pth")
         torch.save({**official("tiny", "sar"), "layers_0.extra": torch.zeros(1)}, tmp_path / "extra.pth")
-        with pytest.raises(WeightsError, match=r"1 tensors are not of a MaRS checkpoint: layers_0\.extra"):
+        with pytest.raises(WeightsError, match=r"1 tensors are not of a checkpoint of MaRS: layers_0\.extra"):
             tiny("sar", tmp_path / "extra.pth")
 
     def test_another_sensors_file_does_not_fit(self, tiny_files):
@@ -182,7 +182,7 @@ class TestLoading:
         part = {"encoder_rgb.encoder.norm.weight": torch.ones(2), "encoder_rgb.encoder.head.fc.bias": torch.ones(2)}
         assert list(MarsRgb.from_official({**part, "contrast_temp": torch.ones(1)})) == ["norm.weight"]
         for name in ("surprise", "encoder_rgb.extra"):
-            with pytest.raises(WeightsError, match=f"1 tensors are not of a MaRS checkpoint: {name}"):
+            with pytest.raises(WeightsError, match=f"1 tensors are not of a checkpoint of MaRS: {name}"):
                 MarsRgb.from_official({**part, name: torch.ones(2)})
 
     def test_half_a_norm_is_an_error(self, tmp_path):

@@ -80,7 +80,7 @@ def test_only_the_domains_wanted(tiny_file, tmp_path):
         (lambda t: t.update({"encoder.2.norm1.bias": torch.zeros(64)}), r"blocks\.2\.norm1\.bias"),
         (
             lambda t: t.update({"input_adapters.lidar.proj.bias": torch.zeros(64)}),
-            "not of a MultiMAE checkpoint.*lidar",
+            "not of a checkpoint of MultiMAE.*lidar",
         ),
         (lambda t: t.update({"global_tokens": torch.zeros(1, 2, 64)}), "global_tokens"),
         (lambda t: t.update({"encoder_norm.weight": torch.zeros(64)}), "encoder_norm"),

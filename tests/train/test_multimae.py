@@ -405,7 +405,7 @@ def test_files_that_do_not_do(tmp_path):
     del tensors["output_adapters.rgb.mask_token"]
     with pytest.raises(WeightsError, match=r"holds no output_adapters\.rgb\.mask_token: its output adapters are not"):
         pretraining_model(weights=save(tensors, tmp_path / "cut.pth"), **TINY)
-    with pytest.raises(WeightsError, match="not of a MultiMAE checkpoint"):
+    with pytest.raises(WeightsError, match="not of a checkpoint of MultiMAE"):
         pretraining().load_tensors({"cls_token": torch.zeros(1)})
     with pytest.raises(InputError, match="smarties_vit_nano has no output adapters: expected one of multimae_eo_base"):
         pretraining_model("smarties_vit_nano", False)
