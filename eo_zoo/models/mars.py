@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError, WeightsError
+from eo_zoo.layers.linear import by_onednn
 from eo_zoo.models._build import StrictLoading, build, cfgs_for, input_cfg, record_of
 
 RGB = ("red_1", "green_1", "blue_3")
@@ -80,6 +81,7 @@ class MarsSwin(StrictLoading, SwinTransformerV2):
         own_bands, order = self.arrange(bands, sensor)
         # Other sizes are set in `_images`: windows fit them then, and masks are made once.
         super().__init__(in_chans=self.channels, num_classes=num_classes, strict_img_size=True, **kwargs)
+        by_onednn(self)
         self.bands, self.order = own_bands, order
         self.strict_img_size = strict_img_size or not dynamic_img_size
 

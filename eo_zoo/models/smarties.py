@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError, WeightsError
+from eo_zoo.layers.linear import by_onednn
 from eo_zoo.layers.positions import sincos_positions
 from eo_zoo.models._build import StrictLoading, build, cfgs_for, input_cfg, record_of
 from eo_zoo.models.smarties_tasks import (
@@ -302,6 +303,7 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
             norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
             **kwargs,
         )
+        by_onednn(self)
         self.bands, self.sensor, self._rows = names, sensor, rows
         self.mix, self.head_kind = mix, head
         if mix is not None:
