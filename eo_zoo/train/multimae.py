@@ -26,7 +26,14 @@ from torch import Tensor, nn
 from eo_zoo import registry, weights
 from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.layers.linear import by_onednn
-from eo_zoo.models.multimae import MultiMae, from_official, init_blocks, position_table, resized_table
+from eo_zoo.models.multimae import (
+    VARIANCES,
+    MultiMae,
+    from_official,
+    init_blocks,
+    position_table,
+    resized_table,
+)
 from eo_zoo.models.multimae_domains import DOMAINS, Domain, check_tensor, known_domains, require_domain
 
 NORM_RGB = "norm_rgb"  # a second output for rgb, of patches that are normalised each by itself
@@ -250,7 +257,7 @@ class MultiMaePretraining(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the learned tokens, of the domains' and classes' vectors, and of the losses' variances."""
-        ends = ("global_tokens", "class_emb.weight", "mask_token", "log_vars")
+        ends = ("global_tokens", "class_emb.weight", "mask_token", VARIANCES)
         return {name for name, _ in self.named_parameters() if name.endswith(ends) or ".task_embeddings." in name}
 
     def forward(
@@ -400,7 +407,7 @@ class MultiMaePretraining(nn.Module):
             if name.split(".")[1] in self.output_adapters
         }
         encoder, _ = self.encoder.adapt(ours)
-        own = {name: tensor for name, tensor in self.state_dict().items() if name != "log_vars"}
+        own = {name: tensor for name, tensor in self.state_dict().items() if name != VARIANCES}
         given = {f"encoder.{name}": tensor for name, tensor in encoder.items()} | outputs
         weights.check_fit(given, own, what=what)
         self.load_state_dict(given, strict=False)  # of the losses' variances a model knows nothing
@@ -432,7 +439,7 @@ def pretraining_model(
     own: dict[str, Any] = {key: kwargs.pop(key) for key in list(kwargs) if key in ours}
     if not pretrained and weights is None:
         return MultiMaePretraining(_encoder(name, **kwargs), **own).eval()
-    tensors, origin = obtain(name, weights, cache_dir)
+    tensors, origin = _obtain(name, weights, cache_dir)
     held = _parts(tensors, "input_adapters")
     if known_domains(kwargs.pop("in_domains", held), "in_domains") != held:
         raise InputError(
@@ -456,7 +463,7 @@ def _encoder(name: str, **kwargs: Any) -> MultiMae:
     return model
 
 
-def obtain(
+def _obtain(
     name: str, source: str | Path | None, cache_dir: str | Path | None
 ) -> tuple[dict[str, Tensor], weights.Origin]:
     """All tensors of a record or a local file."""
