@@ -18,8 +18,8 @@ from eo_zoo.geo.clouds import CloudBand
 from eo_zoo.geo.grid import Grid, coincide, own_grid
 from eo_zoo.geo.resample import Parallel, Valid, Values
 from eo_zoo.geo.sources import GDAL_ERRORS, BandSource, alpha_band, data_bands
-from eo_zoo.geo.values import Conversion, conversion
 from eo_zoo.geo.warp import Warped
+from eo_zoo.values import Conversion, conversion
 
 __all__ = ["BandReader", "Valid", "Values", "read_bands"]
 

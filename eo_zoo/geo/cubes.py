@@ -24,7 +24,7 @@ from eo_zoo.geo.grid import Grid
 from eo_zoo.geo.request import Request
 from eo_zoo.geo.resample import read_through
 from eo_zoo.geo.scene import NEW_BASELINE, new_baseline
-from eo_zoo.geo.values import Conversion, impossible
+from eo_zoo.values import Conversion, impossible
 
 if TYPE_CHECKING:
     import xarray

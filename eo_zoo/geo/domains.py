@@ -24,10 +24,10 @@ from eo_zoo.geo.opening import Source, record_for, source_name
 from eo_zoo.geo.run import Embedding, Options, embed_tiles, global_pool, model_layer, tile_grid
 from eo_zoo.geo.scene import Scene, open_scene
 from eo_zoo.geo.stream import Pixels, Raster, Tally
-from eo_zoo.geo.values import gsd_warning, plausibility
 from eo_zoo.geo.warp import common_box
 from eo_zoo.models.multimae_domains import DOMAINS, RASTERS, classes_of
 from eo_zoo.sensors import Statistics
+from eo_zoo.values import gsd_warning, plausibility
 from eo_zoo.weights import Record
 
 EMPTY = (0, 255)  # codes of WorldCover, and of MMEarth's copy of it, for what is not known

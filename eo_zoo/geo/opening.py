@@ -14,8 +14,8 @@ from eo_zoo import registry, sensors
 from eo_zoo.errors import InputError
 from eo_zoo.geo.job import Log
 from eo_zoo.geo.scene import Scene, open_scene
-from eo_zoo.geo.values import gsd_warning, plausibility
 from eo_zoo.sensors import Statistics
+from eo_zoo.values import gsd_warning, plausibility
 from eo_zoo.weights import Record
 
 Source = str | Path | Mapping[str, Any]

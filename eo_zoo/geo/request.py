@@ -15,7 +15,7 @@ from eo_zoo.errors import InputError
 from eo_zoo.geo.bands import Values
 from eo_zoo.geo.clouds import Clouds
 from eo_zoo.geo.scene import NEW_BASELINE
-from eo_zoo.geo.values import Conversion, conversion
+from eo_zoo.values import Conversion, conversion
 
 RATIOS = ("quotient", "difference")
 
@@ -80,7 +80,7 @@ class Request:
         return first - second if self.ratio == "difference" else sensors.ratio(first, second)
 
     def conversion(self, dtype: np.dtype[Any], scale: Any, offset: Any, units: str | None, baseline: str) -> Conversion:
-        """How stored numbers of a date become ``target_units``; see :func:`eo_zoo.geo.values.conversion`."""
+        """How stored numbers of a date become ``target_units``; see :func:`eo_zoo.values.conversion`."""
         return conversion(
             dtype,
             target_units=self.target_units,

@@ -23,8 +23,8 @@ from eo_zoo.geo.grid import Grid, common_grid, name_of
 from eo_zoo.geo.names import given_bands
 from eo_zoo.geo.sources import SUFFIXES, BandSource, Files, Found, from_file, from_files, from_folder
 from eo_zoo.geo.stac import from_item, is_remote, read_item
-from eo_zoo.geo.values import impossible
 from eo_zoo.sensors import get_sensor
+from eo_zoo.values import impossible
 
 __all__ = ["Grid", "Scene", "open_scene"]
 
@@ -260,7 +260,7 @@ def open_scene(
         bbox_crs: of ``bbox``, e.g. "EPSG:4326"; None for the scene's own.
         resolution: pixel side in units of the CRS; None for the finest band's.
         units: what the stored numbers are; None for what the metadata say, else the target's.
-        boa_offset: see :func:`eo_zoo.geo.values.conversion`.
+        boa_offset: see :func:`eo_zoo.values.conversion`.
         nodata: stored value that means missing, instead of what the files declare.
         clouds: how cloud masks found beside the bands make pixels invalid; None to leave them aside.
 

@@ -27,8 +27,8 @@ from eo_zoo.geo.request import RATIOS, Request, as_date
 from eo_zoo.geo.scene import GDAL_OPTIONS, Opened, Scene, open_scene, samples
 from eo_zoo.geo.scenes import Scenes, open_scenes
 from eo_zoo.geo.stac import is_remote, read_item
-from eo_zoo.geo.values import reflective
 from eo_zoo.sensors import get_band, get_sensor, resolve_bands
+from eo_zoo.values import reflective
 
 __all__ = ["Series", "open_series"]
 
@@ -166,7 +166,7 @@ def open_series(
         scl_invalid: classes of Sentinel-2's SCL that are invalid.
         max_probability: cloud probability in per cent above which a pixel is invalid.
         units: what the stored numbers are; None for what the metadata say, else the target's.
-        boa_offset: in dn, see :func:`eo_zoo.geo.values.conversion`; not for dates of a known Sentinel-2 baseline before
+        boa_offset: in dn, see :func:`eo_zoo.values.conversion`; not for dates of a known Sentinel-2 baseline before
             04.00, which store none.
         nodata: stored value that means missing, instead of what the files declare.
         ratio: how a ratio is made, "quotient" or, as some data sets do of dB, "difference".

@@ -22,10 +22,10 @@ from eo_zoo.geo.scene import Scene
 from eo_zoo.geo.series import Series
 from eo_zoo.geo.stack import WHOLE, Layer, Stack
 from eo_zoo.geo.stream import Tally
-from eo_zoo.geo.values import plausibility
 from eo_zoo.models.anysat_inputs import INPUTS, Input, step_of
 from eo_zoo.presets import Preset
 from eo_zoo.sensors import Statistics
+from eo_zoo.values import plausibility
 
 KINDS = ("tile", "patch", "dense")
 COARSER = 1.5  # times the pixel size that the model takes: from here on detail is made up

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from eo_zoo.errors import InputError
-from eo_zoo.geo.values import conversion, gsd_warning, plausibility
 from eo_zoo.sensors import Statistics, get_order, get_statistics
+from eo_zoo.values import conversion, gsd_warning, plausibility
 
 
 def to_dn(stored="uint16", **said):
