@@ -8,15 +8,18 @@ from torch import Tensor, nn
 
 # Below these a convolution's set-up costs more than it gains (measured with two threads).
 ROWS, WIDTH = 128, 64
-ONEDNN = torch.backends.mkldnn.is_available()  # asked once: graphs cannot
+ONEDNN = torch.backends.mkldnn.is_available()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``; in float32 on a CPU as a convolution of one pixel, which torch gives to oneDNN.
 
     torch leaves float32 products to MKL, which does not use AVX-512 on every CPU that has it: on AMD's oneDNN is
-    more than twice as fast. With one thread torch takes MKL for both.
+    more than twice as fast. With one thread torch takes MKL for both. In a graph it is ``F.linear``: a compiler
+    knows best what to make of a product, and an exported graph may be for another machine.
     """
+    if torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
     rows = x.shape[:-1].numel()
     plain = x.device.type != "cpu" or x.dtype != torch.float32 or rows < ROWS or x.shape[-1] < WIDTH
     if plain or not ONEDNN:

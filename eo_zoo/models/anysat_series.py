@@ -77,7 +77,8 @@ class SeriesProjector(nn.Module):
         self.layers = nn.Sequential(*(Rows(a, b, one.dropout) for a, b in itertools.pairwise(widths)))
         self.in_norm = nn.GroupNorm(HEADS, dim) if one.normed else None
         self.query = nn.Parameter(torch.empty(HEADS, KEY_WIDTH))
-        self.key = nn.Linear(dim, HEADS * KEY_WIDTH, bias=False)
+        # No layer: it is never called, so that an adapter around one would do nothing.
+        self.key = nn.ParameterDict({"weight": torch.empty(HEADS * KEY_WIDTH, dim)})
         # Adding the same number to the scores of all dates changes no weight: it is kept for the way back only.
         self.key_bias: Tensor
         self.register_buffer("key_bias", torch.zeros(HEADS * KEY_WIDTH))
@@ -89,7 +90,7 @@ class SeriesProjector(nn.Module):
 
     def init_weights(self) -> None:
         """Initial (random) weights as in the public code, where they are not torch's."""
-        for tensor in (self.query, self.key.weight):
+        for tensor in (self.query, self.key["weight"]):
             nn.init.normal_(tensor, std=math.sqrt(2 / KEY_WIDTH))
         nn.init.zeros_(self.key_bias)
         nn.init.zeros_(self.pad)
@@ -170,7 +171,7 @@ class SeriesProjector(nn.Module):
 
     def _pool(self, features: Tensor, code: Tensor) -> Tensor:
         """Features (b, p, T, D) and date codes (b, T, D / 16) to each head's mean over the dates (b, p, 16, D / 16)."""
-        query, key = self.query.to(features.dtype), self.key.weight.to(features.dtype)
+        query, key = self.query.to(features.dtype), self.key["weight"].to(features.dtype)
         # The query is folded into the keys: 16 scores instead of 16 keys of 8.
         weight = torch.einsum("hk,hkd->hd", query, key.unflatten(0, (HEADS, KEY_WIDTH))) / math.sqrt(KEY_WIDTH)
         by_slice = weight.unflatten(1, (HEADS, -1))  # head, slice, D / 16

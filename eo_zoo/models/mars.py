@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from timm.layers import PatchEmbed, to_2tuple
 from timm.models import generate_default_cfgs, register_model
-from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.swin_transformer_v2 import SwinTransformerV2, WindowAttention
 from torch import Tensor, nn
 
 from eo_zoo import sensors, weights
@@ -82,6 +82,9 @@ class MarsSwin(StrictLoading, SwinTransformerV2):
         # Other sizes are set in `_images`: windows fit them then, and masks are made once.
         super().__init__(in_chans=self.channels, num_classes=num_classes, strict_img_size=True, **kwargs)
         by_onednn(self)
+        for part in self.modules():
+            if isinstance(part, WindowAttention):
+                part.qkv_bias_separate = True  # so that it calls the layer, and whatever adapter is around it
         self.bands, self.order = own_bands, order
         self.strict_img_size = strict_img_size or not dynamic_img_size
 

@@ -162,12 +162,12 @@ def test_series_as_the_paper_writes_it(name, train):
         angle = days[..., None] / (366.0 if name == "l8" else 367.0) ** (2 * (j // 2) / 8)
         code = torch.where(j % 2 == 0, angle.sin(), angle.cos()).repeat(1, 1, 16)
         features = features + code.repeat_interleave(36, 0)
-        keys = projector.key(features).unflatten(-1, (16, 8))
+        keys = nn.functional.linear(features, projector.key["weight"]).unflatten(-1, (16, 8))
         attention = ((keys * projector.query).sum(-1) / 8**0.5).softmax(dim=1)  # pixels, T, heads
         attention = projector.attn_drop(attention.unflatten(0, (2, 36))).flatten(0, 1)
         pooled = torch.einsum("nth,nthd->nhd", attention, features.unflatten(-1, (16, 8))).flatten(1)
         expected = projector.out_norm(projector.out_drop(projector.out(pooled))).unflatten(0, (2, 36))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-5)
 
 
 class TestMemory:
