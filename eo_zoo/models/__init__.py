@@ -1,5 +1,5 @@
 """Model families; importing this package registers them with timm."""
 
-from eo_zoo.models import anysat, mars, multimae, smarties
+from eo_zoo.models import anysat, mars, multimae, pyramid, smarties
 
-__all__ = ["anysat", "mars", "multimae", "smarties"]
+__all__ = ["anysat", "mars", "multimae", "pyramid", "smarties"]

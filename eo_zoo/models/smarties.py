@@ -31,7 +31,6 @@ from eo_zoo.layers.positions import sincos_positions
 from eo_zoo.models._build import StrictLoading, build, cfgs_for, input_cfg, record_of
 from eo_zoo.models.smarties_tasks import (
     HEADS,
-    SegmentationHead,
     half_mix,
     head_names,
     head_options,
@@ -197,6 +196,14 @@ class SpectrumEmbed(nn.Module):
         self.grid_size = (height // patch, width // patch)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
+    @property
+    def in_channels(self) -> int:
+        """The weight's second axis, which is what TorchGeo compares it with before it takes a checkpoint's first layer.
+
+        It says nothing of the images' bands, which projections are mixed for.
+        """
+        return self.weight.shape[1]
+
     def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
         """Pixels per token."""
         return self.patch_size[0] if as_scalar else self.patch_size
@@ -270,6 +277,7 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
     norm: nn.Module
     fc_norm: nn.Module
     embed_dim: int
+    num_classes: int
     feature_info: list[dict[str, Any]]
     pool: Callable[[Tensor], Tensor]
     head_drop: nn.Module
@@ -344,6 +352,11 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
             head = HEADS[self.head_kind](self.num_features, num_classes)
             self.head = head.to(self.cls_token).train(self.training)
 
+    @property
+    def _segments(self) -> bool:
+        # not asked of the head itself, which an adapter may have wrapped
+        return self.head_kind == "segmentation" and self.num_classes > 0
+
     def _project(
         self,
         x: Tensor,
@@ -401,7 +414,7 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
         They are after ``norm``, but before it in a model with a segmentation head, which was trained on them so.
         """
         projected = self._project(x, bands, sensor, mix, generator)
-        if not isinstance(self.head, SegmentationHead):
+        if not self._segments:
             return self._side_by_side(super().forward_features(projected, **kwargs))
         [(patches, prefix)] = super().forward_intermediates(
             projected, 1, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True, **kwargs
@@ -431,7 +444,7 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
             pre_logits: features, with a segmentation head as a map (B, D, h, w).
             grid: for segmentation of images that are not of the model's own size: rows and columns of patches.
         """
-        if isinstance(self.head, SegmentationHead):
+        if self._segments:
             height, width = grid or self.patch_embed.grid_size
             if x.shape[1] != 1 + height * width:
                 raise InputError(f"got {x.shape[1] - 1} patch tokens for {height} x {width} patches: give grid")
