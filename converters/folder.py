@@ -1,79 +1,16 @@
-"""What the converters share: a checkpoint, loaded strictly, to a folder that timm reads."""
+"""What the converters share: a checkpoint, loaded strictly, to a folder that timm and transformers read."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import timm
-import torch
-from safetensors.torch import save_file
-from torch import nn
-
 import eo_zoo
 from eo_zoo import registry
-from eo_zoo.errors import InputError, WeightsError
-
-KEPT = ("tag", "input_size", "mean", "std", "num_classes", "label_names", "crop_pct", "classifier", "license")
-
-
-def convert(checkpoint: Path, folder: Path, *, model: str) -> None:
-    """Write ``folder`` with model.safetensors and config.json.
-
-    Raises:
-        InputError: the folder exists.
-        WeightsError: the checkpoint is not exactly this model's, or what was read back differs.
-    """
-    require_new(folder)
-    made = eo_zoo.create_model(model, weights=checkpoint)
-    config = {
-        "architecture": model.partition(".")[0],
-        "num_classes": made.num_classes,
-        "num_features": made.num_features,
-        "pretrained_cfg": {key: made.pretrained_cfg[key] for key in KEPT if made.pretrained_cfg.get(key) is not None},
-        "eo_zoo": {
-            "version": eo_zoo.__version__,
-            "sha256": made.weights_origin.sha256,
-            **{what: getattr(made, what) for what in ("bands", "inputs", "in_domains") if hasattr(made, what)},
-        },
-    }
-
-    def save(beside: Path) -> None:
-        tensors = {name: tensor.contiguous() for name, tensor in made.state_dict().items()}
-        save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
-        (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-    place(folder, made, save)
-
-
-def require_new(folder: Path) -> None:
-    """Raise InputError for a folder that exists."""
-    if folder.exists():
-        raise InputError(f"{folder} exists: remove it, or give another folder")
-
-
-def place(folder: Path, model: nn.Module, save: Callable[[Path], None]) -> None:
-    """Let ``save`` write a model beside ``folder``, compare what timm reads there, and only then rename it.
-
-    Raises:
-        WeightsError: what was read back differs.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        save(beside)
-        tensors, again = model.state_dict(), timm.create_model(f"local-dir:{beside}", pretrained=True).state_dict()
-        if set(again) != set(tensors) or not all(torch.equal(again[name], tensors[name]) for name in tensors):
-            raise WeightsError(f"{folder}: what was read back differs from what was written")
-        beside.chmod(0o755)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+from eo_zoo.errors import InputError
+from eo_zoo.hf import export
 
 
 def options(description: str, family: str, default: str) -> argparse.ArgumentParser:
@@ -100,4 +37,4 @@ def finish(folder: Path, work: Callable[[], None]) -> int:
 def main(description: str, family: str, default: str) -> int:
     """Parse the arguments and convert; gives the exit code."""
     given = options(description, family, default).parse_args()
-    return finish(given.output, lambda: convert(given.checkpoint, given.output, model=given.model))
+    return finish(given.output, lambda: export(given.model, given.output, weights=given.checkpoint))

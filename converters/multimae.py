@@ -15,14 +15,15 @@ weights states no licence: the folder is for your own use.
 import sys
 from pathlib import Path
 
-from folder import convert, finish, options, place, require_new
+from folder import finish, options
 
 import eo_zoo
+from eo_zoo.hf.folder import export, place, require_new
 from eo_zoo.models.multimae_vit import save_vit, to_vit
 
 
 def convert_to_vit(checkpoint: Path, folder: Path, *, model: str, domain: str, img_size: int | None) -> None:
-    """Write ``folder`` with one domain's path as timm's ViT; raises as ``convert``, and InputError for the domain."""
+    """Write ``folder`` with one domain's path as timm's ViT; raises as ``export``, and InputError for the domain."""
     require_new(folder)
     vit = to_vit(eo_zoo.create_model(model, weights=checkpoint, in_domains=(domain,)), domain, img_size=img_size)
     place(folder, vit, lambda beside: save_vit(vit, beside))
@@ -37,7 +38,7 @@ def main() -> int:
     if given.img_size is not None and given.vit is None:
         parser.error("--img-size is of the ViT: give --vit DOMAIN with it")
     if given.vit is None:
-        return finish(given.output, lambda: convert(given.checkpoint, given.output, model=given.model))
+        return finish(given.output, lambda: export(given.model, given.output, weights=given.checkpoint))
     wanted = dict(model=given.model, domain=given.vit, img_size=given.img_size)
     return finish(given.output, lambda: convert_to_vit(given.checkpoint, given.output, **wanted))
 

@@ -1,8 +1,12 @@
-"""To the Hugging Face Hub, where the weights' licence allows it."""
+"""To the Hugging Face Hub, where the weights' licence allows it, with a card."""
 
 from __future__ import annotations
 
-from timm.models import push_to_hf_hub
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, ModelCardData
 from torch import nn
 
 from eo_zoo import registry, weights
@@ -18,6 +22,70 @@ _PIPELINES = {
 }
 
 
+def _known(model: nn.Module) -> tuple[StrictLoading, weights.Record]:
+    """A model of ours, taken out of its transformers class, and its record; raises InputError for any other."""
+    inner = getattr(model, "model", None)
+    encoder = getattr(inner, "encoder", inner) if isinstance(inner, nn.Module) else None
+    # what features_only gives has a ``model`` too, but only a part of it
+    found = encoder if encoder is not None and hasattr(model, "config") else model
+    record = registry.record_of(found)
+    if record is None or not isinstance(found, StrictLoading):
+        raise InputError(f"{type(model).__name__} is not a model of eo_zoo: expected one of {registry.list_models()}")
+    return found, record
+
+
+def require_redistributable(model: nn.Module, *, own_weights: bool = False) -> None:
+    """Raise InputError where a model's weights may not be hosted elsewhere, or it is none of ours."""
+    found, record = _known(model)
+    # By the class, which nobody changes by accident; where tensors came from cannot be told from them.
+    known = (record, *weights.RECORDS.values())
+    bound = next((one for one in known if one.layout == found.layout and not one.redistributable), None)
+    if bound and (found.weights_origin is not None or not own_weights):
+        raise InputError(
+            f"weights of {bound.name.partition('.')[0]} may not be pushed to a hub: {bound.terms}. Others load them "
+            f"from their source by eo_zoo.create_model('{bound.name}'); if all of them are your own, trained from "
+            "random ones, give own_weights=True"
+        )
+
+
+def card(model: nn.Module, place: str = "this folder") -> str:
+    """A model card in Markdown with the Hub's front matter, from the model's record.
+
+    Args:
+        model: one of this package, in its transformers class or not.
+        place: OWNER/NAME on the Hub, or what else is to be read there.
+    """
+    found, record = _known(model)
+    task = record.task if found.num_classes else None
+    origin = found.weights_origin
+    # a path of this machine is nobody's business
+    held = str((origin and (origin if origin.name else replace(origin, source="of its own"))) or "random")
+    facts = {
+        what.capitalize(): getattr(found, what) for what in ("bands", "inputs", "in_domains") if hasattr(found, what)
+    }
+    rows = {what.replace("_", " "): ", ".join(values) for what, values in facts.items()}
+    rows |= {"Statistics": ", ".join(f"{sensor}: {name}" for sensor, name in record.statistics.items())}
+    rows |= {"Trained on": record.trained_on, "Licence": record.licence, "Terms": record.terms or ""}
+    rows |= {"Original": record.repository or "eo_zoo", "Citation": record.citation}
+    address = f"hf-hub:{place}" if "/" in place else "local-dir:FOLDER"
+    front = ModelCardData(
+        license=record.licence if record.redistributable else "other",
+        library_name="transformers",
+        pipeline_tag=_PIPELINES[task.kind if task else ""],
+        tags=["earth-observation", "eo-zoo", "timm"],
+    )
+    lines = [
+        "---", front.to_yaml(), "---", "", f"# {record.title}", "",
+        f"Weights: {held}, as they were or trained further.", "",
+        *(f"- **{what}:** {text}" for what, text in rows.items() if text), "",
+        "```python", "import eo_zoo.hf", "import timm", "from transformers import AutoImageProcessor, AutoModel", "",
+        f'model = AutoModel.from_pretrained("{place if "/" in place else "FOLDER"}")',
+        f'processor = AutoImageProcessor.from_pretrained("{place if "/" in place else "FOLDER"}")',
+        f'the_same = timm.create_model("{address}", pretrained=True).eval()', "```", "",
+    ]  # fmt: skip
+    return str(ModelCard("\n".join(lines)))
+
+
 def push_to_hub(
     model: nn.Module,
     repo_id: str,
@@ -28,14 +96,14 @@ def push_to_hub(
     commit_message: str = "Add model",
     own_weights: bool = False,
 ) -> str:
-    """Upload a model as safetensors with its configuration and a card; ``timm.create_model("hf-hub:ID")`` reads it.
+    """Upload a model as safetensors with its configurations and a card, to be read by transformers and by timm.
 
     Args:
-        model: a model of this package, trained further or not.
+        model: a model of this package, trained further or not, in its transformers class or not.
         repo_id: OWNER/NAME, created if it is not there; a card that is there already stays.
         private: whether a new repository is private.
         token: of a Hugging Face account; by default the one of ``hf auth login``.
-        revision: branch; the main one if not given.
+        revision: branch, made if it is not there; the main one if not given.
         commit_message: of the upload.
         own_weights: your word that no published weights are in the model, where their licence would forbid this.
 
@@ -46,37 +114,19 @@ def push_to_hub(
         InputError: not a model of this package, or weights that may not be hosted elsewhere.
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
     """
-    record = registry.record_of(model)
-    if record is None or not isinstance(model, StrictLoading):
-        raise InputError(f"{type(model).__name__} is not a model of eo_zoo: expected one of {registry.list_models()}")
-    # By the class, which nobody changes by accident; where tensors came from cannot be told from them.
-    known = (record, *weights.RECORDS.values())
-    bound = next((one for one in known if one.layout == model.layout and not one.redistributable), None)
-    if bound and (model.weights_origin is not None or not own_weights):
-        raise InputError(
-            f"weights of {bound.name.partition('.')[0]} may not be pushed to a hub: {bound.terms}. Others load them "
-            f"from their source by eo_zoo.create_model('{bound.name}'); if all of them are your own, trained from "
-            "random ones, give own_weights=True"
+    require_redistributable(model, own_weights=own_weights)
+    # transformers is not needed before
+    from eo_zoo.hf.folder import save
+
+    api = HfApi(token=token)
+    repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None:
+        api.create_branch(repository, branch=revision, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, Path(folder), card(model, repository))
+        if api.file_exists(repository, "README.md", revision=revision):
+            Path(folder, "README.md").unlink()
+        commit = api.upload_folder(
+            repo_id=repository, folder_path=folder, revision=revision, commit_message=commit_message
         )
-    held = str(model.weights_origin or "random")
-    takes = {what.capitalize(): ", ".join(getattr(model, what)) for what in ("bands", "inputs") if hasattr(model, what)}
-    card = dict(
-        description=f"{record.title}. Weights: {held}, as they were or trained further. Load it with "
-        f'`import eo_zoo, timm; timm.create_model("hf-hub:{repo_id}", pretrained=True)`.',
-        license=record.licence,
-        citation=record.citation,
-        details={**takes, "Original": record.repository or "eo_zoo"},
-        tags=["earth-observation", "timm"],
-    )
-    commit = push_to_hf_hub(
-        model,
-        repo_id,
-        commit_message=commit_message,
-        token=token,
-        revision=revision,
-        private=private,
-        model_card=card,
-        task_name=_PIPELINES[record.task.kind if record.task and model.num_classes else ""],
-        safe_serialization=True,
-    )
     return str(commit.commit_url)

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import base64
-import json
 import pickle
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import timm
@@ -14,51 +11,19 @@ from safetensors.torch import load as safetensors_of
 from torch import nn
 
 import eo_zoo
-from eo_zoo import publish, weights
+from eo_zoo import weights
 from eo_zoo.errors import InputError
-from tests.hub_server import COMMIT, HubServer, _Handler
+from tests.hub_server import COMMIT, HubServer, commit_of
 from tests.models.families import anysat_inputs
 
 SMALL = dict(img_size=64, embed_dim=32, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_size=2)
 
 
-class _Uploads(_Handler):
-    """What the Hub answers to huggingface_hub's upload_folder, with every file sent inside the commit."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.hub.requests.append(("POST", self.path, None))
-        if self.path == "/api/repos/create":
-            asked = json.loads(body)
-            answer = {"url": f"{self.hub.url}/{asked.get('organization', 'me')}/{asked['name']}"}
-        elif "/preupload/" in self.path:
-            files = json.loads(body)["files"]
-            answer = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
-        elif "/commit/" in self.path:
-            repo = self.path.removeprefix("/api/models/").partition("/commit/")[0]
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    self.hub.add(repo, line["value"]["path"], base64.b64decode(line["value"]["content"]), lfs=False)
-            answer = {"commitUrl": f"{self.hub.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT}
-        else:
-            answer = {"errors": [], "warnings": []}  # of the card's front matter
-        data = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-
 @pytest.fixture
-def hub(monkeypatch):
+def hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     with HubServer() as server:
-        server._server.RequestHandlerClass = type("Uploads", (_Uploads,), {"hub": server})
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        # huggingface_hub read it when it was imported
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        yield server
+        yield server.stand_in(monkeypatch)
 
 
 def test_what_is_pushed_is_whole_safe_and_comes_back_equal(hub):
@@ -66,7 +31,8 @@ def test_what_is_pushed_is_whole_safe_and_comes_back_equal(hub):
     address = eo_zoo.push_to_hub(model, "me/tuned", token="hf_secret")
     assert address == f"{hub.url}/me/tuned/commit/{COMMIT}"
     files = {name: file.data for (_, name), file in hub.files.items()}
-    assert set(files) == {"config.json", "model.safetensors", "README.md"}  # and no pickle
+    # and no pickle
+    assert set(files) == {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"}
     sent = safetensors_of(files["model.safetensors"])
     assert all(torch.equal(sent[name], tensor) for name, tensor in model.state_dict().items())
     card = files["README.md"].decode()
@@ -89,18 +55,25 @@ def test_a_model_of_several_inputs(hub):
     assert again.weights_origin.source == "hf://me/any/model.safetensors"
 
 
-def test_options_and_licence_are_passed_on(monkeypatch):
-    record, given = weights.RECORDS["smarties_vit_nano.demo"], {}
+def test_options_and_licence_are_passed_on(hub, monkeypatch):
+    record = weights.RECORDS["smarties_vit_nano.demo"]
     monkeypatch.setitem(weights.RECORDS, record.name, replace(record, licence="mit"))
-    answer = SimpleNamespace(commit_url="address")
-    monkeypatch.setattr(publish, "push_to_hf_hub", lambda model, repo_id, **options: given.update(options) or answer)
-    options = dict(private=True, token="t", revision="tuned", commit_message="Tuned")
-    assert eo_zoo.push_to_hub(timm.create_model("smarties_vit_nano"), "me/mine", **options) == "address"
-    assert given.items() >= options.items() and given["model_card"]["license"] == "mit"
-    assert given["task_name"] == "image-feature-extraction"
-    head = dict(embed_dim=64, depth=2, num_heads=4)
-    eo_zoo.push_to_hub(timm.create_model("smarties_vit_base.dfc2020_linprobe", **head), "me/mine")
-    assert given["task_name"] == "image-segmentation"
+    options = dict(private=True, token="hf_own", revision="tuned", commit_message="Tuned")
+    address = eo_zoo.push_to_hub(timm.create_model("smarties_vit_nano"), "me/mine", **options)
+    assert address == f"{hub.url}/me/mine/commit/{commit_of('tuned')}"
+    posted = dict(reversed(hub.posted))  # by path, the first of each
+    made = posted["/api/repos/create"]
+    assert made.get("private") is True or made["visibility"] == "private"  # since huggingface_hub 2
+    assert "/api/models/me/mine/branch/tuned" in posted
+    assert posted["/api/models/me/mine/commit/tuned"]["value"]["summary"] == "Tuned"
+    assert {headers["authorization"] for headers in hub.headers if "authorization" in headers} == {"Bearer hf_own"}
+    card = hub.files["me/mine@tuned", "README.md"].data.decode()
+    assert "license: mit" in card and "pipeline_tag: image-feature-extraction" in card
+    small = dict(embed_dim=64, depth=2, num_heads=4)
+    tuned = timm.create_model("smarties_vit_base.dfc2020_linprobe", **small)
+    eo_zoo.push_to_hub(tuned, "me/segmenter", token="hf_own")
+    card = hub.files["me/segmenter", "README.md"].data.decode()
+    assert "pipeline_tag: image-segmentation" in card
 
 
 def test_weights_that_may_not_be_hosted_elsewhere_are_refused(hub, tmp_path):

@@ -32,6 +32,7 @@ class StrictLoading(nn.Module):
     layout: ClassVar[str]
     families: ClassVar[dict[str, type[StrictLoading]]] = {}
     weights_origin: weights.Origin | None = None
+    model_args: Mapping[str, Any] = {}  # what it was built with, but for classes and what follows from the rest
     head: nn.Module
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -202,7 +203,7 @@ def _location(source: str) -> dict[str, str]:
     return dict(hf_hub_id=f"{owner}/{repo}", hf_hub_filename=file)
 
 
-class _Unfilled(TorchFunctionMode):
+class Unfilled(TorchFunctionMode):
     """While it holds, tensors that are to be filled with random numbers are left as they are.
 
     Families draw truncated normals by timm: torch's ``trunc_normal_`` draws again until all fit, which here is never.
@@ -240,8 +241,10 @@ def build(
 
     def construct(**model_args: Any) -> nn.Module:
         # With the head from the file too, no random number survives the loading: half of the time is saved.
-        with _Unfilled() if pretrained and own_head else contextlib.nullcontext():
+        with Unfilled() if pretrained and own_head else contextlib.nullcontext():
             model = cls(**model_args)
+        follows = ("num_classes", "in_chans")
+        model.model_args = {name: value for name, value in model_args.items() if name not in follows}
         if pretrained and any(parameter.is_meta for parameter in model.parameters()):
             raise InputError(
                 "weights cannot be loaded on the meta device: create the model with pretrained=False there"
@@ -251,7 +254,7 @@ def build(
                 model._matched(cls.from_official(cfg.state_dict), "the state dict", own_head=own_head)
             )
         elif pretrained:
-            model.load_weights(_source(variant, cfg), cache_dir=cache_dir, own_head=own_head)
+            model.load_weights(_source(variant, cfg, cache_dir), cache_dir=cache_dir, own_head=own_head)
         return model
 
     return build_model_with_cfg(
@@ -265,7 +268,7 @@ def build(
     )
 
 
-def _source(variant: str, cfg: Any) -> weights.Record | Path:
+def _source(variant: str, cfg: Any, cache_dir: str | Path | None) -> weights.Record | Path:
     if cfg.source == "local-dir":
         return Path(cfg.file) / "model.safetensors"
     if cfg.file:
@@ -276,7 +279,10 @@ def _source(variant: str, cfg: Any) -> weights.Record | Path:
         raise InputError(f"weights are not fetched from just any address ({cfg.url}): download it and give file=PATH")
     if cfg.hf_hub_id and (cfg.hf_hub_id, cfg.hf_hub_filename) != (default.hf_hub_id, default.hf_hub_filename):
         file = cfg.hf_hub_filename or "model.safetensors"
-        return weights.Record(f"{variant}.hub", f"hf://{cfg.hf_hub_id}/{file}", layout="", licence=cfg.license or "")
+        repository, _, revision = cfg.hf_hub_id.partition("@")
+        return weights.hosted(
+            variant, repository, file, revision=revision or None, cache_dir=cache_dir, licence=cfg.license or ""
+        )
     if record is None:
         raise InputError(f"no weights are published for {variant}.{cfg.tag}: pretrained=False gives random ones")
     return record

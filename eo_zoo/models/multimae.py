@@ -329,7 +329,11 @@ class MultiMae(StrictLoading):
                     f"these weights are for patches of {size} pixels, the model for {self.patch_size}: create it with "
                     f"patch_size={size}"
                 )
-        unused = ("output_adapters.", *(f"input_adapters.{name}." for name in DOMAINS if name not in self.in_domains))
+        unused = (
+            "output_adapters.",
+            VARIANCES,
+            *(f"input_adapters.{name}." for name in DOMAINS if name not in self.in_domains),
+        )
         return {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}, {}
 
 
@@ -381,9 +385,9 @@ def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ours[f"blocks.{match[1]}"] = tensor
         elif match := OURS.fullmatch(name):
             ours[match[1]] = tensor
-        elif OUTPUT.fullmatch(name):
+        elif OUTPUT.fullmatch(name) or name == VARIANCES:
             ours[name] = tensor
-        elif name != VARIANCES:
+        else:
             unknown.append(name)
     weights.refuse_unknown(unknown, "MultiMAE")
     return ours

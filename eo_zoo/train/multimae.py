@@ -400,17 +400,25 @@ class MultiMaePretraining(nn.Module):
         Raises:
             WeightsError: a tensor is missing, unknown or of another shape.
         """
-        ours = from_official(tensors)
+        self.load_state_dict(self.fitted(from_official(tensors), what))
+
+    def fitted(self, ours: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+        """A checkpoint's tensors under the names of ``from_official`` to this model's; raises as ``load_tensors``.
+
+        The losses' variances stay as they are if the checkpoint has none.
+        """
         outputs = {
             name: tensor
             for name, tensor in _of_outputs(ours, what).items()
             if name.split(".")[1] in self.output_adapters
         }
-        encoder, _ = self.encoder.adapt(ours)
-        own = {name: tensor for name, tensor in self.state_dict().items() if name != VARIANCES}
+        encoder, _ = self.encoder.adapt(dict(ours))
+        own = self.state_dict()
         given = {f"encoder.{name}": tensor for name, tensor in encoder.items()} | outputs
+        if self.log_vars is not None:
+            given[VARIANCES] = ours.get(VARIANCES, own[VARIANCES])
         weights.check_fit(given, own, what=what)
-        self.load_state_dict(given, strict=False)  # of the losses' variances a model knows nothing
+        return given
 
 
 def pretraining_model(

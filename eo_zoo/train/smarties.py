@@ -182,12 +182,21 @@ class SmartiesMaskedAutoencoder(nn.Module):
         Raises:
             WeightsError: a tensor is missing, unknown or of another shape.
         """
-        decoder = {name: tensor for name, tensor in tensors.items() if DECODER.fullmatch(name)}
-        if not decoder:
-            raise WeightsError("this file holds an encoder only; pretraining needs the decoder's tensors too")
-        ours = {f"encoder.{name}": tensor for name, tensor in from_official(tensors).items()}
-        weights.check_fit({**ours, **decoder}, self.state_dict(), what="the pretraining checkpoint")
-        self.load_state_dict({**ours, **decoder})
+        made = from_pretraining(tensors)
+        weights.check_fit(made, self.state_dict(), what="the pretraining checkpoint")
+        self.load_state_dict(made)
+
+
+def from_pretraining(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A whole pretraining checkpoint's names, official or ours, to ``SmartiesMaskedAutoencoder``'s.
+
+    Raises:
+        WeightsError: an unknown name, or no decoder.
+    """
+    decoder = {name: tensor for name, tensor in tensors.items() if DECODER.fullmatch(name)}
+    if not decoder:
+        raise WeightsError("this file holds an encoder only; pretraining needs the decoder's tensors too")
+    return {f"encoder.{name}": tensor for name, tensor in from_official(tensors).items()} | decoder
 
 
 def repeat_bands(x: Tensor, bands: Sequence[str], count: int = 12) -> tuple[Tensor, tuple[str, ...]]:

@@ -17,8 +17,8 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
@@ -32,8 +32,8 @@ from eo_zoo.weights.cache import cache_root
 from eo_zoo.weights.checkpoint import check_fit, read, refuse_unknown
 
 __all__ = [
-    "RECORDS", "UNPUBLISHED", "Origin", "Record", "Task", "cache_root", "check_fit", "given", "is_cached", "load",
-    "pinned", "read", "refuse_unknown", "register", "require_published",
+    "RECORDS", "UNPUBLISHED", "Origin", "Record", "Task", "cache_root", "check_fit", "given", "hosted", "is_cached",
+    "load", "pinned", "read", "refuse_unknown", "register", "require_published",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -183,6 +183,41 @@ def given(source: str | Path, architecture: str) -> Record | Path:
     return Path(source)
 
 
+def hosted(
+    architecture: str,
+    repository: str,
+    path: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    licence: str = "",
+) -> Record:
+    """The weights of a repository on the Hub, at the commit whose config.json was read: a branch may move on, and
+    configuration and weights of two commits are not to be mixed.
+
+    Args:
+        architecture: what they are for.
+        repository: OWNER/NAME.
+        path: of the file; config.json lies beside it.
+        revision: branch, tag or commit, "main" if not given.
+        cache_dir: of huggingface_hub, where that is not its usual place.
+        licence: of the weights.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    beside = str(PurePosixPath(path).with_name("config.json"))
+    revision = getattr(revision, "resolved", revision)  # transformers 5 knows the commit already
+    found = try_to_load_from_cache(repository, beside, cache_dir=cache_dir, revision=revision)
+    commit = re.search(r"/snapshots/([0-9a-f]{40})/", Path(found).as_posix()) if isinstance(found, str) else None
+    return Record(
+        f"{architecture}.hub",
+        f"hf://{repository}/{path}",
+        layout="",
+        licence=licence,
+        revision=commit[1] if commit else revision or "main",
+    )
+
+
 def require_published(record: Record) -> None:
     """Raise InputError where nobody has given out weights of the record's architecture."""
     if not record.source:
@@ -231,7 +266,7 @@ def load(
     with _lock_of(root, source):
         if cached := _cached(root, source, layout):  # another process finished it while this one waited
             return cached
-        path, origin = _obtain(root, source)
+        path, origin = _obtain(root, replace(source, layout=layout))
         if source.scheme in sources.LOCAL and _layout_of(path) == layout:
             return read(path), origin
         target = cache.conversion(root, Path(source.address).stem, origin.sha256, layout)
@@ -331,7 +366,7 @@ def _obtain(root: Path, record: Record) -> tuple[Path, Origin]:
         if not verified:
             logger.warning("%s: nothing confirms its sha256 %s; it is pinned as it came", record.name, sha256)
         if not record.sha256:
-            size = fetched.path.stat().st_size
+            size = fetched.size or fetched.path.stat().st_size
             cache.write_pin(root, record, sha256=sha256, size=size, commit=fetched.commit, verified=verified)
     path = cache.settle(root, record, fetched.path, sha256)
     return path, Origin(record.name, record.source, sha256, verified)
@@ -339,6 +374,8 @@ def _obtain(root: Path, record: Record) -> tuple[Path, Origin]:
 
 def _check(root: Path, record: Record, fetched: sources.Fetched, expected: str | None) -> str:
     """The file's SHA-256, once size and hashes agree with all that is known."""
+    if fetched.sha256 and fetched.size:
+        return fetched.sha256  # the conversion of a file that was checked when it came
     size = fetched.path.stat().st_size
     if record.size not in (None, size):
         raise WeightsError(f"{fetched.path} has {size} bytes, {record.name} has {record.size}: cut short?")

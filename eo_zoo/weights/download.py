@@ -166,9 +166,11 @@ def _status(error: BaseException) -> int | None:
 
 def reason(error: BaseException) -> str:
     """What went wrong, without the queries of addresses, which may be secret."""
-    status = _status(error)
-    if status in (404, 410):
-        return f"there is no such file ({status})"
+    status, response = _status(error), getattr(error, "response", None)
+    if status in (404, 410) and response is not None:
+        code = response.headers.get("X-Error-Code")  # of the Hub
+        what = {"RepoNotFound": "repository", "RevisionNotFound": "revision"}.get(code, "file")
+        return f"there is no such {what} ({status})"
     if status in (401, 403):
         return f"access is refused ({status}): gated, private or gone; for the Hugging Face Hub, try `hf auth login`"
     if status == 429:

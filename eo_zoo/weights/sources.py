@@ -9,12 +9,13 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from eo_zoo.errors import DownloadError
+from eo_zoo.errors import DownloadError, InputError
 from eo_zoo.weights import cache, download, github
 
 if TYPE_CHECKING:
@@ -28,11 +29,12 @@ LOCAL = ("package", "file")
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a source gives: a local file, and what its origin states about it."""
+    """What a source gives: a local file, or what was made of it before, and what its origin states about it."""
 
     path: Path
     sha256: str | None = None
     commit: str | None = None
+    size: int | None = None  # bytes, where the path is of a conversion
 
 
 def fetch(root: Path, record: Record, expected: str | None) -> Fetched:
@@ -49,8 +51,32 @@ def fetch(root: Path, record: Record, expected: str | None) -> Fetched:
     return SOURCES[record.scheme](root, record, expected)
 
 
+@dataclass(frozen=True)
+class Access:
+    """How the network may be reached; see `access`."""
+
+    token: str | bool | None = None
+    offline: bool = False
+
+
+_EVERYBODY = Access()
+_ACCESS: ContextVar[Access] = ContextVar("access", default=_EVERYBODY)
+
+
+@contextlib.contextmanager
+def access(*, token: str | bool | None = None, offline: bool = False) -> Iterator[None]:
+    """While it holds, the Hub gets this token (False: none; None: that of ``hf auth login``), or nothing is asked."""
+    before = _ACCESS.set(Access(token, offline))
+    try:
+        yield
+    finally:
+        _ACCESS.reset(before)
+
+
 def offline() -> str | None:
-    """The environment variable that turns the network off, if one does."""
+    """What turns the network off, an environment variable or an argument, if anything does."""
+    if _ACCESS.get().offline:
+        return "local_files_only"
     for name in ("EO_ZOO_OFFLINE", "HF_HUB_OFFLINE"):
         if os.environ.get(name, "").lower() in ("1", "true", "yes", "on"):
             return name
@@ -76,6 +102,7 @@ def _existing(record: Record, path: Path) -> Fetched:
 def from_hub(root: Path, record: Record, expected: str | None) -> Fetched:
     """hf://OWNER/REPO/PATH: from the user's Hugging Face cache, else from the Hub."""
     import huggingface_hub as hub
+    from huggingface_hub.errors import EntryNotFoundError
     from huggingface_hub.utils import build_hf_headers
 
     owner, name, filename = record.address.split("/", 2)
@@ -89,14 +116,74 @@ def from_hub(root: Path, record: Record, expected: str | None) -> Fetched:
             return Fetched(Path(cached), blob)
     _require_online(root, record, url)
     with told(root, record, url):
-        facts = download.patiently(record.name, lambda: hub.get_hf_file_metadata(url))
+        token = _ACCESS.get().token
+        try:
+            facts = download.patiently(record.name, lambda: hub.get_hf_file_metadata(url, token=token))
+        except EntryNotFoundError:
+            user = record.name.endswith(".hub")
+            pickles = "; a pickle, as pytorch_model.bin, is not read in its place" if user else ""
+            raise DownloadError(f"{repo} holds no {filename} at {record.revision} (404){pickles}") from None
         stated = facts.etag if cache.is_sha256(facts.etag) else None
         if stated:  # compared here already, to save the download
             cache.require_same(root, record, stated, expected)
+            kept = cache.conversion(root, Path(record.address).stem, stated, record.layout)
+            if cache.converted(kept, stated, record.layout):  # of another commit that holds the same file
+                return Fetched(kept, stated, facts.commit_hash, facts.size)
         # of a file without a hash, old releases of huggingface_hub give the size of the redirection
         size = facts.size if stated else None
-        path = _download(root, record, url, size=size, headers=build_hf_headers())
+        path = _download(root, record, url, size=size, headers=build_hf_headers(token=token))
     return Fetched(path, stated, facts.commit_hash)
+
+
+def fresh(
+    repository: str,
+    path: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    force: bool = False,
+) -> Path:
+    """A small file of a repository on the Hub, in huggingface_hub's own cache.
+
+    It is as it is there now, or, where the network is off or fails, as it was when it was last fetched.
+
+    Raises:
+        InputError: the repository's name cannot be one.
+        DownloadError: it cannot be fetched, or is not there.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    what, off = f"{path} of {repository}", offline()
+    place = Path(cache_dir or hub.constants.HF_HUB_CACHE)
+
+    def attempt() -> Path:
+        try:
+            found = hub.hf_hub_download(
+                repository,
+                path,
+                revision=revision,
+                cache_dir=place,
+                force_download=force and not off,
+                local_files_only=off is not None,
+                token=_ACCESS.get().token,
+                endpoint=os.environ.get("HF_ENDPOINT", "").rstrip("/") or None,
+            )
+            return Path(str(found))
+        except LocalEntryNotFoundError as error:
+            # so it calls whatever went wrong
+            raise error.__cause__ if isinstance(error.__cause__, (OSError, download.http_error())) else error from None
+
+    try:
+        return download.patiently(what, attempt)
+    except HFValidationError as error:
+        raise InputError(f"'{repository}' cannot be OWNER/NAME of a repository on the Hub: {error}") from None
+    except (OSError, DownloadError, download.http_error()) as error:
+        why = f"offline mode is on ({off})" if off else _reason(place, error, "HF_HOME")
+        raise DownloadError(
+            f"{what} is not in {place} and could not be fetched: {why}. Give OWNER/NAME of a repository that "
+            "push_to_hub wrote, or the path of such a folder"
+        ) from None
 
 
 def from_web(root: Path, record: Record, expected: str | None) -> Fetched:
@@ -181,10 +268,10 @@ def told(root: Path, record: Record, url: str) -> Iterator[None]:
         raise DownloadError(f"{record.name} could not be fetched: {_reason(root, error)}. {_by_hand(url)}") from None
 
 
-def _reason(root: Path, error: BaseException) -> str:
+def _reason(root: Path, error: BaseException, variable: str = "EO_ZOO_CACHE") -> str:
     # requests wraps what the system says of the network, so a number is of the disk
     if not isinstance(error, OSError) or error.errno is None:
         return download.reason(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {root} is full: make room, or set EO_ZOO_CACHE to another folder"
-    return f"the cache folder {root} cannot be written: set EO_ZOO_CACHE to another ({error.strerror})"
+        return f"the disk of {root} is full: make room, or set {variable} to another folder"
+    return f"the cache folder {root} cannot be written: set {variable} to another ({error.strerror})"

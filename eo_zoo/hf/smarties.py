@@ -1,0 +1,183 @@
+"""SMARTIES in transformers; see ``eo_zoo.models.smarties``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from eo_zoo import weights
+from eo_zoo.errors import InputError
+from eo_zoo.hf.config import EoZooConfig, SmartiesConfig
+from eo_zoo.hf.modeling import Backbone, EoZooModel, Features, ImageClassifier, require_labels
+from eo_zoo.hf.pretraining import PretrainingModel
+
+
+class _Smarties(EoZooModel):
+    config_class = SmartiesConfig
+    config: SmartiesConfig
+
+    def _hidden(self, x: Any, call: dict[str, Any]) -> tuple[Tensor, list[Any]]:
+        """After each block the tokens (B, 1 + h * w, D), class token first."""
+        last, states = self.model.forward_intermediates(x, return_prefix_tokens=True, output_fmt="NLC", **call)
+        return last, [torch.cat([prefix, patches], dim=1) for patches, prefix in states]
+
+
+class SmartiesModel(_Smarties, Features):
+    """The encoder.
+
+    >>> from eo_zoo.hf import SmartiesModel
+    >>> model = SmartiesModel.from_pretrained("smarties_vit_nano", sensor="S1")
+    >>> model(torch.zeros(1, 2, 112, 112)).pooler_output.shape
+    torch.Size([1, 128])
+    """
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        sensor_type: str | None = None,
+        bands: Sequence[str] | None = None,
+        all_tokens: bool = False,
+        *,
+        return_dict: bool | None = None,
+        **call: Any,
+    ) -> Any:
+        """Features of normalised images; see ``Features._features``.
+
+        The public class's own calls give what they give there, a tensor: ``model(image, sensor_type="S2")`` and
+        ``model(image, bands=[...])`` the class token (B, D), ``all_tokens=True`` the class and patch tokens
+        (B, 1 + h * w, D), as they are before the final norm. ``return_dict=True`` gives a ModelOutput there too.
+
+        Args:
+            pixel_values: (B, bands, H, W).
+            sensor_type: "S2", "S2-L1C", "S1" or "RGB".
+            bands: names of the images' bands in their order.
+            all_tokens: all tokens instead of the pooled ones.
+            return_dict: False for a tuple.
+            **call: ``sensor``, which with ``bands`` is the vocabulary of their names; ``output_hidden_states``; ...
+
+        Raises:
+            InputError: unknown bands, or images that do not fit.
+        """
+        theirs = (sensor_type is not None or bands is not None or all_tokens) and return_dict is None
+        if sensor_type is not None:
+            if call.get("sensor") not in (None, sensor_type):
+                raise InputError(f"sensor_type is {sensor_type} and sensor {call['sensor']}: give one of them")
+            call["sensor"] = sensor_type
+        if bands is not None:
+            call["bands"] = bands
+        if all_tokens and theirs:
+            x = self._cast(pixel_values)
+            [(patches, prefix)] = self.model.forward_intermediates(
+                x, 1, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True, **call
+            )
+            return torch.cat([prefix, patches], dim=1)
+        made = self._features(pixel_values, return_dict=True if theirs else return_dict, **call)
+        return made.pooler_output if theirs else made
+
+
+class SmartiesBackbone(_Smarties, Backbone):
+    """Maps (B, D, h, w) of chosen blocks, all of one stride."""
+
+
+class SmartiesForImageClassification(_Smarties, ImageClassifier):
+    """Logits of a linear head; with the tag of a tuned weight set, of its own."""
+
+
+class SmartiesForSemanticSegmentation(_Smarties, EoZooModel):
+    """Logits of pixels by DFC2020's head: a 1 x 1 convolution on the patch tokens, upsampled by 96 / 14."""
+
+    @classmethod
+    def module_for(cls, config: EoZooConfig) -> nn.Module:
+        """The module with a segmentation head for the configuration's classes."""
+        require_labels(config)
+        config.model_args = {**config.model_args, "head": "segmentation"}
+        return config.build()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **call: Any,
+    ) -> Any:
+        """Logits (B, num_labels, 96 h / 14, 96 w / 14) for h x w patches; 96 x 96 for 224 x 224 pixels.
+
+        Args:
+            pixel_values: (B, bands, H, W), float.
+            labels: (B, H', W') whole numbers of classes, of any size: logits are brought to it, bilinearly;
+                ``config.semantic_loss_ignore_index`` (255) does not count.
+            output_hidden_states: give what each block makes, too.
+            output_attentions: not given: they are computed fused.
+            return_dict: False for a tuple.
+            **call: ``bands`` and ``sensor``.
+
+        Raises:
+            InputError: images that do not fit, or attentions.
+        """
+        hidden, as_dict = self._asked(output_hidden_states, output_attentions, return_dict)
+        x, states = self._cast(pixel_values), None
+        if hidden:
+            states = tuple(self._hidden(x, call)[1])
+        logits = self.model(x, **call)
+        loss = None
+        if labels is not None:
+            sized = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
+            loss = F.cross_entropy(sized.float(), labels.long(), ignore_index=self.config.semantic_loss_ignore_index)
+        made = SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=states)
+        return made if as_dict else made.to_tuple()
+
+
+class SmartiesForPreTraining(_Smarties, PretrainingModel):
+    """The encoder with its decoder: masked autoencoding of pairs of images of two sensors."""
+
+    layout = "smarties-pretraining-1"
+
+    @classmethod
+    def module_for(cls, config: EoZooConfig) -> nn.Module:
+        """The encoder and a new decoder."""
+        from eo_zoo.train.smarties import SmartiesMaskedAutoencoder
+
+        encoder: Any = config.build(0)
+        return SmartiesMaskedAutoencoder(encoder, **(config.pretraining or {}))
+
+    @classmethod
+    def names_in(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Official or our names of a file to the module's."""
+        from eo_zoo.train.smarties import from_pretraining
+
+        return from_pretraining(tensors)
+
+    @classmethod
+    def in_module(cls, module: Any, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+        """The same, once all of it is there."""
+        weights.check_fit(tensors, module.state_dict(), what=what)
+        return dict(tensors)
+
+    def _header(self) -> dict[str, str]:
+        return {"format": "pt"}  # the encoder's names are not as this class keeps them
+
+    def forward(self, pixel_values: Tensor, pair_values: Tensor | None = None, **call: Any) -> Any:
+        """Loss of a pair of images; see ``eo_zoo.train.smarties.SmartiesMaskedAutoencoder.forward``.
+
+        Args:
+            pixel_values: the first images (B, bands, H, W).
+            pair_values: the second, of the same ground and as many bands; the first again if not given.
+            **call: ``first_bands`` and ``second_bands``, the model's own by default, ``mask_ratio``, ...
+        """
+        pair = pixel_values if pair_values is None else pair_values
+        bands = self._encoder().bands
+        call = {"first_bands": bands, "second_bands": bands, **call}
+        return self._answer(
+            (pixel_values, pair),
+            call,
+            predictions=lambda made: (made.first, made.second),
+            visible=lambda made: made.mask == 0,
+        )
