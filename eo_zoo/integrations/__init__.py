@@ -1,0 +1,1 @@
+"""Doors to other packages, which are imported only inside; each has a page in docs/."""
