@@ -48,6 +48,13 @@ def main() -> None:
     for heavy in ("transformers", "rasterio"):
         check(heavy not in sys.modules, f"{heavy} was not imported")
 
+    from eo_zoo import hf
+
+    image = torch.full((12, 112, 112), 1500.0)
+    prepared = hf.SmartiesImageProcessor.from_pretrained("smarties_vit_nano")(image)
+    vector = hf.SmartiesModel.from_pretrained("smarties_vit_nano")(**prepared).pooler_output
+    check(vector.shape == (1, 128), "transformers' classes and processors work")
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.pth"
         torch.save({"model": model.state_dict(), "args": argparse.Namespace(lr=1e-3)}, path)
