@@ -6,7 +6,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData
 from torch import nn
 
 from eo_zoo import registry, weights
@@ -48,6 +47,13 @@ def require_redistributable(model: nn.Module, *, own_weights: bool = False) -> N
         )
 
 
+def _held(origin: weights.Origin | None) -> str:
+    """Where weights came from; a path of this machine is nobody's business."""
+    if origin is None:
+        return "random"
+    return str(origin if origin.name or not origin.sha256 else replace(origin, source="of its own"))
+
+
 def card(model: nn.Module, place: str = "this folder") -> str:
     """A model card in Markdown with the Hub's front matter, from the model's record.
 
@@ -55,32 +61,38 @@ def card(model: nn.Module, place: str = "this folder") -> str:
         model: one of this package, in its transformers class or not.
         place: OWNER/NAME on the Hub, or what else is to be read there.
     """
+    # not needed by who only loads models, and slow to import
+    from huggingface_hub import ModelCard, ModelCardData
+
     found, record = _known(model)
-    task = record.task if found.num_classes else None
-    origin = found.weights_origin
-    # a path of this machine is nobody's business
-    held = str((origin and (origin if origin.name else replace(origin, source="of its own"))) or "random")
     facts = {
         what.capitalize(): getattr(found, what) for what in ("bands", "inputs", "in_domains") if hasattr(found, what)
     }
     rows = {what.replace("_", " "): ", ".join(values) for what, values in facts.items()}
     rows |= {"Statistics": ", ".join(f"{sensor}: {name}" for sensor, name in record.statistics.items())}
-    rows |= {"Trained on": record.trained_on, "Licence": record.licence, "Terms": record.terms or ""}
+    rows |= {"Trained on": record.trained_on if found.weights_origin else ""}
+    rows |= {"Licence": record.licence, "Terms": record.terms or ""}
     rows |= {"Original": record.repository or "eo_zoo", "Citation": record.citation}
     address = f"hf-hub:{place}" if "/" in place else "local-dir:FOLDER"
+    folder = place if "/" in place else "FOLDER"
+    task, kind = "", ""
+    if found.num_classes:
+        segments = getattr(found, "head_kind", "") == "segmentation"
+        task = "segmentation" if segments else record.task.kind if record.task else "scene"
+        kind = "ForSemanticSegmentation" if segments else "ForImageClassification"
     front = ModelCardData(
         license=record.licence if record.redistributable else "other",
         library_name="transformers",
-        pipeline_tag=_PIPELINES[task.kind if task else ""],
+        pipeline_tag=_PIPELINES[task],
         tags=["earth-observation", "eo-zoo", "timm"],
     )
     lines = [
         "---", front.to_yaml(), "---", "", f"# {record.title}", "",
-        f"Weights: {held}, as they were or trained further.", "",
+        f"Weights: {_held(found.weights_origin)}, as they were or trained further.", "",
         *(f"- **{what}:** {text}" for what, text in rows.items() if text), "",
-        "```python", "import eo_zoo.hf", "import timm", "from transformers import AutoImageProcessor, AutoModel", "",
-        f'model = AutoModel.from_pretrained("{place if "/" in place else "FOLDER"}")',
-        f'processor = AutoImageProcessor.from_pretrained("{place if "/" in place else "FOLDER"}")',
+        "```python", "import eo_zoo.hf", "import timm", f"from transformers import AutoImageProcessor, AutoModel{kind}",
+        "", f'model = AutoModel{kind}.from_pretrained("{folder}")',
+        f'processor = AutoImageProcessor.from_pretrained("{folder}")',
         f'the_same = timm.create_model("{address}", pretrained=True).eval()', "```", "",
     ]  # fmt: skip
     return str(ModelCard("\n".join(lines)))
@@ -115,7 +127,8 @@ def push_to_hub(
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
     """
     require_redistributable(model, own_weights=own_weights)
-    # transformers is not needed before
+    from huggingface_hub import HfApi
+
     from eo_zoo.hf.folder import save
 
     api = HfApi(token=token)

@@ -108,7 +108,7 @@ class EoZooConfig(PretrainedConfig):
                 kwargs["num_labels"] = classes or 0
         super().__init__(**kwargs)
         self.out_indices, self.out_features = out_indices, out_features
-        self._stored_labels = self.num_labels  # of the weights, whatever a user asks for later
+        self._stored_labels: int | None = None  # classes of the weights it lies beside, whatever is asked for later
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # transformers 5 makes a dataclass of every configuration that has no __init__ of its own

@@ -312,8 +312,9 @@ class TestClassification:
         case.build(case.features).save_pretrained(tmp_path / "features")
         with pytest.raises(InputError, match="has no classifier: give the number of classes, num_labels=10"):
             case.classifier.from_pretrained(tmp_path / "features")
-        made = case.classifier.from_pretrained(tmp_path / "features", num_labels=2)
-        assert made.model.num_classes == 2
+        for asked in (dict(num_labels=2), dict(config=case.configured(num_labels=2))):
+            made = case.classifier.from_pretrained(tmp_path / "features", **asked)
+            assert made.model.num_classes == 2
 
     def test_autocast(self, case):
         model = case.build(case.classifier, num_labels=3)
