@@ -239,21 +239,13 @@ class EoZooConfig(PretrainedConfig):
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """What config.json of a folder or repository holds, and the arguments that are not of fetching it."""
-        hub = {key: kwargs.pop(key, None) for key in ("cache_dir", "revision", "subfolder")}
-        force, token, offline = (kwargs.pop(key, None) for key in ("force_download", "token", "local_files_only"))
-        for name in ("proxies", "trust_remote_code", "_from_auto", "_from_pipeline"):
-            kwargs.pop(name, None)
-        with sources.access(token=token, offline=bool(offline)):
-            path = _find(str(pretrained_model_name_or_path), force=bool(force), **hub)
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is no JSON ({error}): write it, or fetch it by force_download=True") from error
-        if not isinstance(found, dict):
-            raise InputError(f"{path} holds a {type(found).__name__}, expected a configuration's JSON object")
+        found = read_facts(pretrained_model_name_or_path, "config.json", kwargs)
         kind = found.get("model_type", cls.model_type)  # timm writes none
         if kind != cls.model_type:
-            raise InputError(f"{path} is of a '{kind}' model, {cls.__name__} reads '{cls.model_type}': AutoModel knows")
+            raise InputError(
+                f"{pretrained_model_name_or_path} is of a '{kind}' model, {cls.__name__} reads '{cls.model_type}': "
+                "AutoModel knows"
+            )
         return found, kwargs
 
     @classmethod
@@ -262,13 +254,35 @@ class EoZooConfig(PretrainedConfig):
         return {name: kwargs.pop(name) for name in (*cls.arguments, *_OWN) if name in kwargs}
 
 
-def _find(name: str, *, force: bool, cache_dir: Any, revision: str | None, subfolder: str | None) -> Path:
-    """The file that holds a configuration: this one, or config.json of a folder or repository."""
+def read_facts(name: Any, file: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object in a file of a folder or repository; ``kwargs`` lose what says how it is fetched.
+
+    Raises:
+        InputError: there is no such folder, no name of a repository, or no JSON object in it.
+        DownloadError: it is not in the cache of huggingface_hub, and cannot be fetched.
+    """
+    hub = {key: kwargs.pop(key, None) for key in ("cache_dir", "revision", "subfolder")}
+    force, token, offline = (kwargs.pop(key, None) for key in ("force_download", "token", "local_files_only"))
+    for key in ("proxies", "trust_remote_code", "use_fast", "_from_auto", "_from_pipeline"):
+        kwargs.pop(key, None)
+    with sources.access(token=token, offline=bool(offline)):
+        path = _find(str(name), file, force=bool(force), **hub)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}): write it, or fetch it by force_download=True") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds a {type(found).__name__}, expected a JSON object")
+    return found
+
+
+def _find(name: str, file: str, *, force: bool, cache_dir: Any, revision: str | None, subfolder: str | None) -> Path:
+    """Where a file of a folder or repository lies; ``name`` may be its own path."""
     place = Path(name).expanduser()
     if place.is_file():
         return place
     if place.is_dir():
-        if not (path := place / (subfolder or "") / "config.json").is_file():
+        if not (path := place / (subfolder or "") / file).is_file():
             raise InputError(f"{path} is not there: expected a folder that save_pretrained wrote")
         return path
     if not re.fullmatch(r"[^/\\]+/[^/\\]+", name):
@@ -276,8 +290,8 @@ def _find(name: str, *, force: bool, cache_dir: Any, revision: str | None, subfo
             f"'{name}' is no model of eo_zoo, no folder, and no OWNER/NAME of a repository. "
             f"{nearest(name, registry.list_models())}"
         )
-    file = f"{subfolder}/config.json" if subfolder else "config.json"
-    return sources.fresh(name, file, revision=revision, cache_dir=cache_dir, force=force)
+    inside = f"{subfolder}/{file}" if subfolder else file
+    return sources.fresh(name, inside, revision=revision, cache_dir=cache_dir, force=force)
 
 
 @functools.lru_cache(maxsize=16)

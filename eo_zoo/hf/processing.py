@@ -21,7 +21,15 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from eo_zoo import registry, sensors, weights
 from eo_zoo.errors import InputError, nearest
-from eo_zoo.hf.config import AnySatConfig, EoZooConfig, MarsConfig, MultiMaeEoConfig, SmartiesConfig, resolve
+from eo_zoo.hf.config import (
+    AnySatConfig,
+    EoZooConfig,
+    MarsConfig,
+    MultiMaeEoConfig,
+    SmartiesConfig,
+    read_facts,
+    resolve,
+)
 from eo_zoo.hf.images import Image, Reading
 from eo_zoo.mmearth import domain_statistics
 from eo_zoo.models.anysat_inputs import INPUTS
@@ -81,6 +89,14 @@ class EoZooImageProcessor(BaseImageProcessor):
         if record is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         return cls.from_dict({"name": record.name}, **{key: own for key, own in kwargs.items() if key not in _HUB})
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What preprocessor_config.json of a folder or repository holds, and the arguments not of fetching it."""
+        found = read_facts(pretrained_model_name_or_path, "preprocessor_config.json", kwargs)
+        return found, kwargs
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:

@@ -270,7 +270,7 @@ def test_a_subfolder(hub, folder, nano):
 
 
 @pytest.mark.parametrize("given", ["argument", "environment"])
-def test_a_token_is_for_the_hub_alone(repository, nano, monkeypatch, given):
+def test_a_token_is_for_the_hub_alone(repository, nano, monkeypatch, tmp_path, given):
     if given == "environment":
         monkeypatch.setenv("HF_TOKEN", "hf_SECRET")
     options = {"token": "hf_SECRET"} if given == "argument" else {}
@@ -288,7 +288,7 @@ def test_a_token_is_for_the_hub_alone(repository, nano, monkeypatch, given):
         assert repository.headers and not any("authorization" in headers for headers in repository.headers)
         cdn.files["bucket/of", WEIGHTS].status = 403
         with pytest.raises(DownloadError, match=r"access is refused .403") as caught:
-            hf.SmartiesModel.from_pretrained(REPO, weights=None, cache_dir="other", **options)
+            hf.SmartiesModel.from_pretrained(REPO, weights=None, cache_dir=tmp_path / "other", **options)
     shown = "".join(traceback.format_exception(caught.value))
     assert "SECRET" not in shown and "SIGNED" not in shown
 
@@ -442,9 +442,9 @@ def config_with(folder: Path, **changes: object) -> bytes:
     [
         (b"<!DOCTYPE html><title>Log in</title>", r"config.json is no JSON .*force_download=True"),
         (b"\xff\xfe\x00", r"config.json is no JSON"),
-        (b"[1, 2]", r"config.json holds a list, expected a configuration's JSON object"),
+        (b"[1, 2]", r"config.json holds a list, expected a JSON object"),
         (b"{}", r"names no architecture, which is one of smarties_vit_base"),
-        (dict(model_type="bert"), r"config.json is of a 'bert' model, SmartiesConfig reads 'smarties'"),
+        (dict(model_type="bert"), r"is of a 'bert' model, SmartiesConfig reads 'smarties'"),
         (dict(architecture=None), r"names no architecture, which is one of smarties_vit_base"),
         (dict(architecture="smarties_vit_giant"), r"unknown model 'smarties_vit_giant'. Did you mean"),
         (dict(architecture="mars_base_rgb"), r"SmartiesConfig is for smarties_vit_base.*got 'mars_base_rgb'"),
