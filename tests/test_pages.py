@@ -16,7 +16,8 @@ from tests import pages
 ROOT = Path(__file__).parents[1]
 HERE = [path for path in map(pages.name_of, pages.pages()) if path not in pages.ELSEWHERE]
 CARDS = [name for name in HERE if name.startswith("model_cards/")]
-QUICK = [name for name in HERE if name not in CARDS]
+LONG = ["docs/finetuning.md", "docs/onnx.md", "docs/segmentation.md"]  # ten seconds and more
+QUICK = [name for name in HERE if name not in (*CARDS, *LONG)]
 PUBLISHED = [
     name
     for name in QUICK
@@ -39,15 +40,15 @@ def test_page(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*dict.fromkeys(PUBLISHED), *CARDS])
-def test_page_with_published_weights(name):
+@pytest.mark.parametrize("name", [*dict.fromkeys(PUBLISHED), *LONG, *CARDS])
+def test_long_page(name):
     done = run(name)
     assert done.returncode == 0 and f"{name}: every block ran" in done.stdout, done.stderr
 
 
 def test_the_pages_are_found():
     assert {"README.md", "CONTRIBUTING.md"} <= {*QUICK} and "README.md" in PUBLISHED
-    assert {Path(name).stem for name in CARDS} >= {"smarties_vit_base.eurosat_finetune"}
+    assert {*LONG} <= {*HERE} and {Path(name).stem for name in CARDS} >= {"smarties_vit_base.eurosat_finetune"}
 
 
 @pytest.mark.parametrize("name", pages.ELSEWHERE)
