@@ -43,7 +43,13 @@ class AnySatModel(_AnySat, Features):
     torch.Size([1, 128])
     """
 
-    def forward(self, data: Mapping[str, Any] | None = None, *args: Any, output: str | None = None, **call: Any) -> Any:
+    def forward(
+        self,
+        data: Mapping[str, Any] | None = None,
+        patch_size: int | None = None,
+        output: str | None = None,
+        **call: Any,
+    ) -> Any:
         """Features of a dict of inputs, or of inputs each by its name; see ``eo_zoo.models.anysat.AnySat.forward``.
 
         The public code's own calls give what they give there, a tensor: ``model(data, patch_size=10, output="patch")``,
@@ -53,8 +59,8 @@ class AnySatModel(_AnySat, Features):
             InputError: anything is missing, unknown, or does not fit together.
         """
         data = _gathered(data, call)
-        if args:  # patch_size, as there
-            call["patch_size"] = args[0]
+        if patch_size is not None:
+            call["patch_size"] = patch_size
         if output is None:
             return self._features(data, **call)
         return self.model(self._cast(data), output=output, **call)

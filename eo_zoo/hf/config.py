@@ -98,6 +98,8 @@ class EoZooConfig(PretrainedConfig):
         self.semantic_loss_ignore_index = kwargs.pop("semantic_loss_ignore_index", 255)
         classes = kwargs.pop("num_classes", None)
         kwargs.pop("label_names", None)  # timm's form of id2label
+        if kwargs.get("label2id") and not kwargs.get("id2label"):
+            kwargs["id2label"] = {i: name for name, i in kwargs["label2id"].items()}
         if not kwargs.get("id2label") and "num_labels" not in kwargs:
             names = record.task.classes if record.task and classes is None else ()
             if names:
@@ -106,6 +108,11 @@ class EoZooConfig(PretrainedConfig):
                     kwargs.setdefault("problem_type", "multi_label_classification")
             else:
                 kwargs["num_labels"] = classes or 0
+        if labels := kwargs.get("id2label"):  # the one that counts
+            kwargs |= {"id2label": {int(i): name for i, name in labels.items()}}
+            kwargs |= {"label2id": {name: i for i, name in kwargs["id2label"].items()}}
+            if kwargs.setdefault("num_labels", len(labels)) != len(labels):
+                raise InputError(f"num_labels is {kwargs['num_labels']}, but id2label has {len(labels)} names")
         super().__init__(**kwargs)
         self.out_indices, self.out_features = out_indices, out_features
         self._stored_labels: int | None = None  # classes of the weights it lies beside, whatever is asked for later
@@ -206,17 +213,31 @@ class EoZooConfig(PretrainedConfig):
         if not isinstance(given.get("architecture"), str):
             known = ", ".join(registry.list_models(f"{cls.family}*"))
             raise InputError(f"the configuration names no architecture, which is one of {known}: save the model anew")
+        asked = str(kwargs.pop("architecture", None) or given["architecture"])
+        if asked.partition(".")[0] != given["architecture"].partition(".")[0]:
+            raise InputError(f"the configuration is of {given['architecture']}, not of {asked}")
         given.pop("num_features", None)
+        stored = {len(given[key]) for key in ("id2label", "label_names") if given.get(key)}
+        stored |= {given[key] for key in ("num_classes", "num_labels") if given.get(key) is not None}
+        if len(stored) > 1:
+            raise InputError(
+                f"the configuration has {' and '.join(map(str, sorted(stored)))} classes, in id2label, label_names, "
+                "num_classes or num_labels: make them agree"
+            )
         own = {name: kwargs.pop(name) for name in cls.arguments if name in kwargs}
         if own.keys() & {"bands", "sensor"}:  # the one decides what the other means
             own = {"bands": None, "sensor": None, **own}
         given["model_args"] = {**(given.get("model_args") or {}), **own}
-        if not given.get("id2label") or {"num_labels", "id2label"} & kwargs.keys():
-            for name in ("id2label", "label2id"):
+        classes = next(iter(stored), 0)
+        names = ("num_labels", "id2label", "label2id")
+        labels: dict[str, Any] = {name: kwargs.pop(name) for name in names if name in kwargs}
+        if not given.get("id2label") or labels.keys() - {"num_labels"} or labels.get("num_labels", classes) != classes:
+            for name in names:
                 given.pop(name, None)
+        given |= labels
         made = super().from_dict(given, **kwargs)
         config = made[0] if isinstance(made, tuple) else made
-        config._stored_labels = given.get("num_classes", 0)
+        config._stored_labels = classes
         return made
 
     @classmethod
@@ -230,8 +251,6 @@ class EoZooConfig(PretrainedConfig):
         record = resolve(pretrained_model_name_or_path)
         if record is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        for name in ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies"):
-            kwargs.pop(name, None)
         return cls.from_dict(cls(record.name).to_dict(), **kwargs)
 
     @classmethod

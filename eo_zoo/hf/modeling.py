@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +37,22 @@ _NO_ATTENTIONS = (
 )
 
 
+_REGISTER = nn.Module.register_parameter
+
+
+@contextlib.contextmanager
+def _parameters_of_their_own() -> Iterator[None]:
+    """transformers 4 builds models with parameters on the meta device, but not buffers, some of which timm computes
+    from parameters: inside another model, as a decoder's backbone, ours is built whole.
+    """
+    given = nn.Module.register_parameter
+    setattr(nn.Module, "register_parameter", _REGISTER)  # noqa: B010 - mypy takes no assignment to a method
+    try:
+        yield
+    finally:
+        setattr(nn.Module, "register_parameter", given)  # noqa: B010 - as above
+
+
 class EoZooModel(PreTrainedModel):
     """Base of the families' models; ``model`` is the module that timm and ``eo_zoo`` give, head included."""
 
@@ -55,7 +71,10 @@ class EoZooModel(PreTrainedModel):
 
     def __init__(self, config: EoZooConfig, module: nn.Module | None = None) -> None:
         super().__init__(config)
-        self.model = self.module_for(config) if module is None else module
+        if module is None:
+            with _parameters_of_their_own():
+                module = self.module_for(config)
+        self.model = module
         self.post_init()
 
     @classmethod
@@ -141,18 +160,18 @@ class EoZooModel(PreTrainedModel):
         name = pretrained_model_name_or_path
         hub = dict(
             cache_dir=cache_dir, revision=revision, token=token, local_files_only=local_files_only,
-            force_download=force_download, subfolder=subfolder,
+            force_download=force_download, subfolder=subfolder or "",
         )  # fmt: skip
         changes = cls.config_class.split(kwargs)
         if not isinstance(config, PretrainedConfig):
             config = cls.config_class.from_pretrained(name if config is None else config, **hub, **changes)
+        elif not isinstance(config, cls.config_class):
+            raise InputError(f"config is a {type(config).__name__}, {cls.__name__} takes a {cls.config_class.__name__}")
         else:
-            config = copy.deepcopy(config)
-            for key, value in changes.items():
-                if key in config.arguments:
-                    config.model_args[key] = value
-                else:
-                    setattr(config, key, value)
+            stored, config = config._stored_labels, copy.deepcopy(config)
+            if changes:
+                config = config.from_dict(config.to_dict(), **changes)
+            config._stored_labels = stored
         if state_dict is None:
             source = cls._source(name, config, weights, hub)
             with sources.access(token=token, offline=local_files_only):
@@ -166,6 +185,10 @@ class EoZooModel(PreTrainedModel):
         kwargs.pop("ignore_mismatched_sizes", None)  # a head of another size is known by num_labels
         kwargs.pop("trust_remote_code", None)  # there is none
         kwargs.pop("use_safetensors", None)  # nothing else is read
+        # By what transformers' Auto classes hand over a folder of peft, of which they gave us the base model's name.
+        adapter = dict(kwargs.pop("adapter_kwargs", None) or {})
+        place = adapter.pop("_adapter_model_path", None)
+        frozen = [key for key, parameter in module.named_parameters() if not parameter.requires_grad]
         # Given the module, transformers does not build it without its values, which not all of timm's bear.
         model, told = super().from_pretrained(
             None, config=config, state_dict=dict(state_dict), module=module, output_loading_info=True, **kwargs
@@ -173,9 +196,13 @@ class EoZooModel(PreTrainedModel):
         wrong = {what: told[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys") if told.get(what)}
         if wrong:
             raise WeightsError(f"{name}: {wrong}")
+        for key in frozen:  # transformers 5 makes new parameters of them
+            model.model.get_parameter(key).requires_grad_(False)
         model.config._name_or_path = model.name_or_path = str(name)
         if origin is not None:
             model._encoder().weights_origin = origin
+        if place is not None:
+            model.load_adapter(place, adapter_kwargs=adapter | ({"token": token} if token else {}))
         return (model, told) if output_loading_info else model
 
     @classmethod
@@ -238,6 +265,8 @@ class EoZooModel(PreTrainedModel):
 
         Raises:
             InputError: weights that may not be hosted elsewhere, if it is to be uploaded.
+            WeightsError: the tensors are not those of this class, as inside ``peft.get_peft_model`` or with
+                DistributedDataParallel's prefix: the folder could not be read back, and is not written.
             OSError: the folder cannot be written.
         """
         if push_to_hub:
@@ -245,11 +274,16 @@ class EoZooModel(PreTrainedModel):
             self.push_to_hub(kwargs.get("repo_id") or Path(save_directory).name, **asked)
         if not is_main_process:
             return
-        folder = Path(save_directory)
+        if getattr(self, "_hf_peft_config_loaded", False):  # of add_adapter: the adapter alone, as transformers does
+            return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        folder, config = Path(save_directory), self._described()
+        tensors = self._in_file(self.state_dict() if state_dict is None else state_dict)
+        if tensors:  # for DeepSpeed's ZeRO 3 Trainer gives none, and writes its own
+            with torch.device("meta"):
+                expected = type(self).module_for(copy.copy(config)).state_dict()
+            weights.check_fit(tensors, self._in_file(expected), what=f"{folder} is not written: what is to be saved")
         folder.mkdir(parents=True, exist_ok=True)
-        given = self.state_dict() if state_dict is None else state_dict
-        tensors = {self._name_in_file(name.removeprefix("model.")): tensor for name, tensor in given.items()}
-        facts = self._described().to_dict()
+        facts = config.to_dict()
         facts.pop("_name_or_path", None)  # a path of this machine is nobody's business
         with contextlib.ExitStack() as stack:
             file, text = (stack.enter_context(replacing(folder / name)) for name in (FILE, "config.json"))
@@ -274,6 +308,9 @@ class EoZooModel(PreTrainedModel):
 
     def _header(self) -> dict[str, str]:
         return {"format": "pt", "eo_zoo.layout": self._encoder().layout}
+
+    def _in_file(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {self._name_in_file(name.removeprefix("model.")): tensor for name, tensor in tensors.items()}
 
     def _name_in_file(self, name: str) -> str:
         return name
@@ -327,6 +364,8 @@ def _dtype(older: Any, given: Any, config: EoZooConfig) -> torch.dtype:
 
 
 def _of_revision(record: weights.Record, revision: str) -> weights.Record:
+    if record.scheme != "hf":
+        raise InputError(f"revision='{revision}' is of a repository on the Hub; {record.name} is {record.source}")
     return dataclasses.replace(record, revision=revision, sha256=None, md5=None, size=None)
 
 
@@ -477,7 +516,6 @@ class Backbone(EoZooModel):
 
     def forward_with_filtered_kwargs(self, *args: Any, **kwargs: Any) -> BackboneOutput:
         """``forward``, as transformers' decoders call it."""
-        kwargs.pop("output_attentions", None)
         return self(*args, **kwargs)
 
     def forward(
@@ -502,10 +540,12 @@ class Backbone(EoZooModel):
             InputError: images that do not fit, or attentions.
         """
         hidden, as_dict = self._asked(output_hidden_states, output_attentions, return_dict)
-        wanted = None if hidden else self.out_indices
+        # they come in the blocks' order, each once
+        wanted = range(len(self.stage_names)) if hidden else sorted(set(self.out_indices))
         maps = self.model.forward_intermediates(
-            self._cast(pixel_values), wanted, intermediates_only=True, stop_early=True, **call
+            self._cast(pixel_values), list(wanted), intermediates_only=True, stop_early=True, **call
         )
-        chosen = [maps[index] for index in self.out_indices] if hidden else maps
-        made = BackboneOutput(feature_maps=tuple(chosen), hidden_states=tuple(maps) if hidden else None)
+        made_by = dict(zip(wanted, maps, strict=True))
+        chosen = tuple(made_by[index] for index in self.out_indices)
+        made = BackboneOutput(feature_maps=chosen, hidden_states=tuple(maps) if hidden else None)
         return made if as_dict else made.to_tuple()

@@ -582,7 +582,7 @@ class MultiMaeEoImageProcessor(_Inputs):
         nodata: float | Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(name, units, nodata)
-        self.sensor = sensors.get_sensor(sensor or "S2").name
+        self.sensor = sensors.get_sensor(sensor).name
         self.bands = None if bands is None else {key: _plain(own) for key, own in bands.items()}
         pixels = registry.input_size(self.name) if size is None else _pixels(size)
         self.size = {"height": pixels, "width": pixels}

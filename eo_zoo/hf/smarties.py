@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,6 +88,16 @@ class SmartiesBackbone(_Smarties, Backbone):
 class SmartiesForImageClassification(_Smarties, ImageClassifier):
     """Logits of a linear head; with the tag of a tuned weight set, of its own."""
 
+    @classmethod
+    def module_for(cls, config: EoZooConfig) -> nn.Module:
+        """The module with a head for the configuration's classes, of images and not of pixels."""
+        module: Any = super().module_for(config)
+        if module.head_kind == "segmentation":
+            raise InputError(
+                f"{config.name} with these arguments has a head for pixels: load it by SmartiesForSemanticSegmentation"
+            )
+        return module
+
 
 class SmartiesForSemanticSegmentation(_Smarties, EoZooModel):
     """Logits of pixels by DFC2020's head: a 1 x 1 convolution on the patch tokens, upsampled by 96 / 14."""
@@ -95,6 +106,7 @@ class SmartiesForSemanticSegmentation(_Smarties, EoZooModel):
     def module_for(cls, config: EoZooConfig) -> nn.Module:
         """The module with a segmentation head for the configuration's classes."""
         require_labels(config)
+        config = copy.copy(config)  # the caller's may make other models
         config.model_args = {**config.model_args, "head": "segmentation"}
         return config.build()
 

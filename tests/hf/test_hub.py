@@ -175,6 +175,8 @@ def test_without_network(repository, nano, monkeypatch, how):
     if not options:
         monkeypatch.setenv(how, "1")
     assert same(hf.SmartiesModel.from_pretrained(REPO, **options), nano) and not repository.requests
+    assert same(hf.SmartiesModel.from_pretrained(REPO, force_download=True, **options), nano)
+    assert not repository.requests
     if options:
         assert same(AutoModel.from_pretrained(REPO, **options), nano)
         assert not [path for _, path, _ in repository.requests if not path.endswith("/adapter_config.json")]  # PEFT's
@@ -263,7 +265,20 @@ def test_a_subfolder(hub, folder, nano):
     publish(hub, folder, subfolder="small/")
     for load in (hf.SmartiesModel.from_pretrained, AutoModel.from_pretrained):
         assert same(load(REPO, subfolder="small"), nano)
-    assert len(asked(hub)) == 1
+        assert same(load(folder.parent, subfolder=folder.name), nano)
+    assert len(asked(hub)) == 1 and f"/resolve/{COMMIT}/" in asked(hub)[0]
+
+
+def test_a_file_of_ones_own(hub, folder, tmp_path, nano):
+    (tmp_path / "own.safetensors").write_bytes(scaled((folder / WEIGHTS).read_bytes(), 2.0))
+    model = hf.SmartiesModel.from_pretrained("smarties_vit_nano", weights=tmp_path / "own.safetensors")
+    assert same(model, nano, 2.0) and not hub.requests
+
+
+def test_a_cache_of_ones_own(repository, tmp_path, nano):
+    assert same(hf.SmartiesModel.from_pretrained(REPO, cache_dir=tmp_path / "own"), nano)
+    assert f"/resolve/{COMMIT}/" in asked(repository)[0]  # the commit of the configuration that lies there
+    assert (tmp_path / "own").is_dir() and not any((tmp_path / name).exists() for name in ("hf", "cache"))
 
 
 # ---------------------------------------------------------------------------------------------------------- tokens
@@ -571,6 +586,8 @@ def test_mars_is_not_pushed(hub, tmp_path):
     torch.save(model.state_dict(), tmp_path / "mars.pth")
     loaded = eo_zoo.create_model("mars_base_sar", weights=tmp_path / "mars.pth", **SMALL)
     wrapped = hf.wrap(loaded)
+    with pytest.raises(InputError, match="own_weights=True"):
+        hf.wrap(model).push_to_hub("me/mars", token="hf_SECRET")
     refused = pytest.raises(InputError, match=r"mars_base_\w+ may not be pushed to a hub: .*academic research")
     with refused as caught:
         eo_zoo.push_to_hub(wrapped, "me/mars", token="hf_SECRET", own_weights=True)
@@ -582,6 +599,8 @@ def test_mars_is_not_pushed(hub, tmp_path):
     assert not hub.requests and not (tmp_path / "out").exists()
     wrapped.save_pretrained(tmp_path / "out")  # for oneself
     assert same(AutoModel.from_pretrained(tmp_path / "out"), loaded)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: other" in card and "academic research" in card and '.from_pretrained("FOLDER")' in card
     with refused:
         AutoModel.from_pretrained(tmp_path / "out").push_to_hub("me/mars", own_weights=True)
 

@@ -26,7 +26,8 @@ from transformers import (
 import eo_zoo
 from eo_zoo import hf
 from eo_zoo.errors import InputError, WeightsError
-from tests.hf.cases import CASES, CLASSES
+from tests.hf.cases import CASES, CLASSES, DECODER
+from tests.models.families import multimae_inputs
 
 families = pytest.mark.parametrize("case", CASES, ids=lambda case: case.family)
 classes = pytest.mark.parametrize("case, kind, kwargs", CLASSES, ids=lambda one: getattr(one, "__name__", ""))
@@ -56,6 +57,7 @@ class TestEveryClass:
         model.save_pretrained(folder)
         again, told = kind.from_pretrained(folder, output_loading_info=True)
         assert not told["missing_keys"] and not told["unexpected_keys"] and not again.training
+        assert again.name_or_path == str(folder) and model.config.architectures is None
         assert equal(outputs(again, given), outputs(model, given))
         mine, its = dict(model.model.named_buffers()), dict(again.model.named_buffers())
         assert mine.keys() == its.keys() and all(torch.equal(its[name], tensor) for name, tensor in mine.items())
@@ -64,6 +66,10 @@ class TestEveryClass:
         first, second = ((place / "model.safetensors").read_bytes() for place in (folder, tmp_path / "again"))
         assert first == second
         facts, same = (json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "again"))
+        encoder = getattr(model.model, "encoder", model.model)
+        taken = next(getattr(encoder, what) for what in ("bands", "inputs", "in_domains") if hasattr(encoder, what))
+        assert list(taken) in facts["eo_zoo"].values() and facts["num_features"] == encoder.num_features
+        assert facts["pretrained_cfg"]["mean"] == list(encoder.pretrained_cfg["mean"])
         assert facts.pop("eo_zoo")["sha256"] is None and len(same.pop("eo_zoo")["sha256"]) == 64
         assert facts == same and str(tmp_path) not in (tmp_path / "again" / "README.md").read_text()
 
@@ -155,6 +161,8 @@ class TestEveryClass:
         assert not told.missing_keys and not told.unexpected_keys
         given, _ = case.inputs(model)
         assert equal(outputs(other, given), outputs(model, given))
+        with pytest.raises((RuntimeError, WeightsError)):
+            other.load_state_dict({"model.strange": torch.zeros(1)})
 
     def test_attentions_are_refused_with_the_reason(self, case, kind, kwargs):
         model = case.build(kind, **kwargs)
@@ -336,6 +344,7 @@ class TestBackbone:
         assert [tuple(one.shape[1:2]) for one in made.feature_maps] == [(c,) for c in model.channels]
         assert equal(list(made.feature_maps), [maps[0], maps[-1]]) and equal(list(every.hidden_states), maps)
         assert model.out_features == ["stage1", f"stage{len(maps)}"] and len(model.stage_names) == case.stages
+        assert case.build(case.backbone).out_features == model.stage_names[-1:]
         by_name = case.build(case.backbone, out_features=["stage2"])
         assert by_name.out_indices == [1] and len(by_name(x).feature_maps) == 1
         assert type(AutoBackbone.from_config(case.configured(out_indices=[1]))) is case.backbone
@@ -344,7 +353,7 @@ class TestBackbone:
                 case.build(case.backbone, **wrong)
 
     @pytest.mark.parametrize("case", [case for case in CASES if case.backbone], ids=lambda case: case.family)
-    def test_under_a_decoder_of_transformers(self, case):
+    def test_under_a_decoder_of_transformers(self, case, tmp_path):
         backbone = case.configured(out_indices=[0, 1, 2, -1] if case.stages > 3 else [0, 1, -1])
         config = UperNetConfig(
             backbone_config=backbone, hidden_size=16, pool_scales=[1, 2], auxiliary_in_channels=32, num_labels=3,
@@ -358,6 +367,10 @@ class TestBackbone:
         assert made.logits.shape == (2, 3, size, size)
         made.loss.backward()
         assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
+        model.save_pretrained(tmp_path)
+        again = UperNetForSemanticSegmentation.from_pretrained(tmp_path)  # built on the meta device
+        with torch.no_grad():
+            assert equal(list(again.backbone(x).feature_maps), list(model.backbone(x).feature_maps))
 
 
 class TestAuto:
@@ -389,6 +402,13 @@ class TestAuto:
             assert AutoModel.from_pretrained(tmp_path / "two").model.bands == ("red_2", "green_2")
         radar = AutoModel.from_pretrained(tmp_path / "two", sensor="S1", img_size=112)
         assert radar.model.bands == ("microwave_1", "microwave_2")
+        other = hf.SmartiesModel.from_pretrained("smarties_vit_nano", config=tmp_path / "two")
+        assert other.model.bands == ("red_2", "green_2")
+        config = hf.SmartiesConfig("smarties_vit_nano")
+        asked = dict(config=config, bands=["B04"], output_hidden_states=True)
+        other = hf.SmartiesModel.from_pretrained("smarties_vit_nano", **asked)
+        assert other.model.bands == ("red_2",) and other.config.output_hidden_states
+        assert not config.model_args and not config.output_hidden_states  # the caller's own
 
     def test_what_does_not_fit_is_told(self, tmp_path):
         with pytest.raises(InputError, match=r"SmartiesConfig is for smarties_vit_base.*got 'mars_base_rgb"):
@@ -421,6 +441,8 @@ class TestSmarties:
             assert tokens.shape == (2, 197, 128)
             assert torch.equal(tokens, model(image, output_hidden_states=True).hidden_states[-1])
             assert torch.equal(plain.norm(tokens), plain.forward_features(image))
+            low = hf.SmartiesModel.from_pretrained("smarties_vit_nano", dtype=torch.bfloat16)
+            assert low(image, all_tokens=True).dtype == torch.bfloat16
             assert model(image, sensor_type="S2", return_dict=True).pooler_output.shape == (2, 128)
         with pytest.raises(InputError, match="give one of them"):
             model(image, sensor_type="S2", sensor="S1")
@@ -433,9 +455,12 @@ class TestSmarties:
         assert made.logits.shape == (2, 3, 96, 96) and torch.equal(made.logits, model.model(image))
         labels = torch.randint(3, (2, 112, 112))
         labels[:, :50] = 255
-        loss = model(image, labels=labels, output_hidden_states=True).loss
+        made_with = model(image, labels=labels, output_hidden_states=True)
+        loss = made_with.loss
+        assert len(made_with.hidden_states) == 4
         sized = torch.nn.functional.interpolate(made.logits, (112, 112), mode="bilinear")
         torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(sized, labels, ignore_index=255))
+        assert torch.equal(model(image, labels=labels.to(torch.uint8)).loss, loss)  # as masks are stored
         with pytest.raises(InputError, match="num_labels=10"):
             hf.SmartiesForSemanticSegmentation(hf.SmartiesConfig("smarties_vit_nano"))
 
@@ -456,6 +481,148 @@ class TestAnySat:
                 made = model(given, patch_size=10, output=output)
                 assert torch.equal(made, model.model(given, patch_size=10, output=output))
             assert torch.equal(model(given, 20, output="patch"), model.model(given, patch_size=20, output="patch"))
+            assert torch.equal(model(given, 20, "patch"), model.model(given, patch_size=20, output="patch"))
+            named = {key: x for key, x in given.items() if key.endswith(("_dates", "_mask"))}
+            rest = {key: x for key, x in given.items() if key not in named}
+            assert torch.equal(model(rest, **named).pooler_output, model(given).pooler_output)
+            low = copy.deepcopy(model).to(torch.bfloat16)
+            assert low(given, 20, output="tile").dtype == torch.bfloat16
+
+
+class TestMultiMae:
+    def test_images_by_the_name_that_pipelines_give_them(self):
+        config = hf.MultiMaeEoConfig(model_args=dict(embed_dim=32, depth=1, num_heads=2, in_domains=["rgb"]))
+        model, x = hf.MultiMaeEoModel(config).eval(), torch.randn(1, 3, 56, 56)
+        assert torch.equal(model(pixel_values=x).pooler_output, model({"rgb": x}).pooler_output)
+
+
+class TestPretraining:
+    def seeded(self, call):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return call()
+
+    def test_smarties_pairs(self):
+        model = hf.SmartiesForPreTraining(hf.SmartiesConfig("smarties_vit_nano", pretraining=DECODER)).eval()
+        assert (model.model.decoder_embed.out_features, len(model.model.decoder_blocks)) == (32, 1)
+        first, second = torch.randn(2, 1, 12, 112, 112)
+        bands = model.model.encoder.bands
+        for pair, call in ((None, {}), (second, {}), (second, {"second_bands": bands[::-1]})):
+            made = self.seeded(lambda pair=pair, call=call: model(first, pair, **call))
+            named = {"first_bands": bands, "second_bands": bands, **call}
+            other = first if pair is None else pair
+            plain = self.seeded(lambda other=other, named=named: model.model(first, other, **named))
+            assert torch.equal(made.loss, plain.loss) and torch.equal(made.visible, plain.mask == 0)
+            assert all(map(torch.equal, made.predictions, (plain.first, plain.second)))
+        with pytest.raises(InputError, match="gives no hidden states"):
+            model(first, output_hidden_states=True)
+
+    def test_multimae_domains(self):
+        arguments = dict(embed_dim=32, depth=1, num_heads=2, in_domains=["rgb", "depth"])
+        config = hf.MultiMaeEoConfig(model_args=arguments, pretraining=dict(DECODER, norm_rgb=False))
+        model = hf.MultiMaeEoForPreTraining(config).eval()
+        assert sorted(model.model.output_adapters) == ["depth", "rgb"]
+        x = multimae_inputs(["rgb", "depth"], 1)
+        made, plain = (self.seeded(call) for call in (lambda: model(**x), lambda: model.model(x)))
+        assert set(made.losses) == {"rgb", "depth"} and equal(*(tree_leaves(one.losses) for one in (made, plain)))
+        assert equal(*(tree_leaves((one.loss, one.predictions, one.visible)) for one in (made, plain)))
+
+
+class TestWhatIsAskedFor:
+    """Found by trying: each of these once gave a wrong answer without a word."""
+
+    @pytest.mark.parametrize("case", [case for case in CASES if case.backbone], ids=lambda case: case.family)
+    def test_maps_in_the_order_they_are_asked_for(self, case):
+        model = case.build(case.backbone, out_indices=[2, 0, 2])
+        given, _ = case.inputs(model)
+        with torch.no_grad():
+            made, every = model(**given), model(**given, output_hidden_states=True)
+        expected = [every.hidden_states[index] for index in (2, 0, 2)]
+        assert equal(list(made.feature_maps), expected) and equal(list(every.feature_maps), expected)
+        assert [one.shape[1] for one in made.feature_maps] == model.channels
+
+    def test_names_of_classes(self, tmp_path):
+        kind, names = hf.SmartiesForImageClassification, {0: "x", 1: "y", 2: "z"}
+        kind.from_pretrained("smarties_vit_nano", id2label=names).save_pretrained(tmp_path)
+        other = {0: "a", 1: "b", 2: "c"}
+        for asked, expected in (
+            ({}, names),
+            (dict(num_labels=3), names),
+            (dict(id2label={"0": "a", "1": "b", "2": "c"}), other),
+            (dict(label2id={"b": 0}), {0: "b"}),
+        ):
+            for given in ({}, dict(config=AutoConfig.from_pretrained(tmp_path))):
+                config = kind.from_pretrained(tmp_path, **given, **asked).config
+                assert config.id2label == expected and config.label2id == {n: i for i, n in expected.items()}
+        with pytest.raises(InputError, match="num_labels is 5, but id2label has 3 names"):
+            hf.SmartiesConfig("smarties_vit_nano", num_labels=5, id2label=names)
+        facts = json.loads((tmp_path / "config.json").read_text())
+        for wrong in (dict(num_classes=5), dict(num_labels=9), dict(id2label={"0": "x"})):
+            (tmp_path / "config.json").write_text(json.dumps(facts | wrong))
+            with pytest.raises(InputError, match="make them agree"):
+                kind.from_pretrained(tmp_path)
+
+    def test_a_configuration_of_another_model(self, tmp_path):
+        hf.SmartiesModel.from_pretrained("smarties_vit_nano").save_pretrained(tmp_path)
+        for config in (hf.MarsConfig(), transformers.ViTConfig()):
+            with pytest.raises(InputError, match="SmartiesModel takes a SmartiesConfig"):
+                hf.SmartiesModel.from_pretrained(tmp_path, config=config)
+        with pytest.raises(InputError, match="is of smarties_vit_nano, not of smarties_vit_base"):
+            hf.SmartiesModel.from_pretrained(tmp_path, architecture="smarties_vit_base")
+        with pytest.raises(InputError, match="is of a repository on the Hub; mars_base_sar"):
+            hf.MarsModel.from_pretrained("mars_base_sar", revision="v2")
+        assert hf.SmartiesModel.from_pretrained(tmp_path, subfolder=None).config.name == "smarties_vit_nano.demo"
+
+    def test_a_head_for_pixels_is_not_one_for_images(self, tmp_path):
+        config = hf.SmartiesConfig("smarties_vit_nano", num_labels=3)
+        hf.SmartiesForSemanticSegmentation(config).save_pretrained(tmp_path)
+        assert not config.model_args  # the caller's own
+        with pytest.raises(InputError, match="load it by SmartiesForSemanticSegmentation"):
+            AutoModelForImageClassification.from_pretrained(tmp_path)
+
+    def test_nothing_is_written_that_could_not_be_read(self, tmp_path):
+        model = hf.SmartiesForImageClassification(hf.SmartiesConfig("smarties_vit_nano", num_labels=3))
+        model.save_pretrained(tmp_path)
+        before = (tmp_path / "model.safetensors").read_bytes()
+        whole = model.state_dict()
+        for wrong in (
+            {f"module.{name}": tensor for name, tensor in whole.items()},
+            {name: tensor for name, tensor in whole.items() if name != "model.head.weight"},
+            whole | {"strange": torch.zeros(1)},
+        ):
+            with pytest.raises(WeightsError, match="is not written"):
+                model.save_pretrained(tmp_path, state_dict=wrong)
+        model.model.head = torch.nn.Linear(128, 7)
+        with pytest.raises(WeightsError, match=r"head.weight is \(7, 128\), expected \(3, 128\)"):
+            model.save_pretrained(tmp_path)
+        assert (tmp_path / "model.safetensors").read_bytes() == before
+
+    def test_what_does_not_learn_stays_so(self, tmp_path):
+        model = hf.SmartiesForPreTraining(hf.SmartiesConfig("smarties_vit_nano", pretraining=DECODER))
+        model.save_pretrained(tmp_path)
+        again = hf.SmartiesForPreTraining.from_pretrained(tmp_path)
+        learning = [{name for name, p in one.named_parameters() if p.requires_grad} for one in (model, again)]
+        assert learning[0] == learning[1] and "model.encoder.pos_embed" not in learning[1]
+
+    def test_adapters(self, tmp_path):
+        peft = pytest.importorskip("peft", reason="makes them")
+        kind, base, x = hf.SmartiesForImageClassification, tmp_path / "base", torch.randn(1, 12, 112, 112)
+        kind(hf.SmartiesConfig("smarties_vit_nano", num_labels=3)).save_pretrained(base)
+        lora = peft.LoraConfig(target_modules=["qkv"], init_lora_weights=False)
+        own, given = kind.from_pretrained(base), kind.from_pretrained(base)
+        own.add_adapter(lora)
+        own.eval().save_pretrained(tmp_path / "own")
+        around = peft.get_peft_model(given, lora).eval()
+        around.save_pretrained(tmp_path / "around")
+        other = kind.from_pretrained(base)
+        other.load_adapter(tmp_path / "own")
+        found = AutoModelForImageClassification.from_pretrained(tmp_path / "around")
+        with torch.no_grad():
+            assert torch.equal(other.eval()(x).logits, own(x).logits)
+            assert torch.equal(found(x).logits, around(pixel_values=x).logits)
+            assert not torch.equal(found(x).logits, kind.from_pretrained(base)(x).logits)
+        with pytest.raises(WeightsError, match="is not written"):
+            given.save_pretrained(tmp_path / "inside")
 
 
 def test_wrap_takes_no_copy_and_nothing_else():
@@ -464,6 +631,11 @@ def test_wrap_takes_no_copy_and_nothing_else():
     assert type(model) is hf.SmartiesForImageClassification and model.model is module and not model.training
     assert model.config.num_labels == 4 and model.config.model_args["bands"] == ["B04", "B08"]
     assert hf.wrap(model) is model
+    module.reset_classifier(0, "avg")
+    averaged = hf.wrap(module)
+    assert type(averaged) is hf.SmartiesModel and averaged.config.model_args["global_pool"] == "avg"
+    with pytest.raises(InputError, match="arguments that no JSON holds"):
+        hf.wrap(timm.create_model("smarties_vit_nano", act_layer=torch.nn.ReLU))
     segmenting = timm.create_model("smarties_vit_nano", head="segmentation", num_classes=2)
     assert type(hf.wrap(segmenting)) is hf.SmartiesForSemanticSegmentation and hf.wrap(segmenting).training
     for other in (torch.nn.Linear(2, 2), timm.create_model("smarties_vit_nano", features_only=True)):
@@ -487,3 +659,11 @@ def test_export(tmp_path):
     assert not (tmp_path / "none").exists()
     hf.export("anysat_nano", tmp_path / "random", pretrained=False)
     assert "Weights: random" in (tmp_path / "random" / "README.md").read_text()
+
+
+def test_an_export_that_is_read_back_differently_is_not_kept(tmp_path, monkeypatch):
+    other = timm.create_model("smarties_vit_nano")
+    monkeypatch.setattr("eo_zoo.hf.folder.save", lambda model, place: hf.wrap(other).save_pretrained(place))
+    with pytest.raises(WeightsError, match="what was read back differs"):
+        hf.export("smarties_vit_nano", tmp_path / "nano")
+    assert not list(tmp_path.iterdir())

@@ -73,6 +73,8 @@ def test_arrays_and_tensors_are_transformed_as_create_transform_does(name, senso
     }.get(sensors.get_sensor(sensor).units, dn(2 * bands, 30).reshape(2, bands, 30, 30))
     processor = kind.from_pretrained(name, sensor=sensor, size=56)
     wanted = create_transform(name, sensor, size=56)(values.astype(np.float32))
+    floats = torch.from_numpy(values.astype(np.float32)).requires_grad_()
+    assert values.dtype == np.uint8 or torch.equal(processor(floats).pixel_values, wanted)
     for given in (values, torch.from_numpy(values), list(values), [torch.from_numpy(one) for one in values]):
         assert torch.equal(processor(given).pixel_values, wanted)
     assert torch.equal(processor(values[0]).pixel_values, create_transform(name, sensor, size=56)(values[:1]))
@@ -92,6 +94,9 @@ def test_rasters_and_xarray_give_the_same_by_their_names(tmp_path):
     assert torch.equal(processor(path).pixel_values, wanted)
     assert torch.equal(processor(str(path)).pixel_values, wanted)
     assert torch.equal(processor(named(values[shuffled], names)).pixel_values, wanted)
+    more = np.concatenate([values[shuffled], dn(1, seed=1)])
+    assert torch.equal(processor(named(more, [*names, "clouds"])).pixel_values, wanted)
+    assert torch.equal(processor(named(values[shuffled], names).transpose("y", "x", "band")).pixel_values, wanted)
     long_name = named(values[shuffled], range(1, 13), long_name=tuple(names))  # as rioxarray has it
     assert torch.equal(processor(long_name).pixel_values, wanted)
     times = named(values[shuffled], names).expand_dims(time=3)
@@ -124,8 +129,12 @@ def test_a_raster_without_georeference_and_its_nodata(tmp_path):
     with dataset(tmp_path, values, crs=None, nodata=-99, descriptions=("VV", "VH")) as opened:
         assert torch.equal(processor(opened).pixel_values, wanted)
     assert torch.equal(processor(values, nodata=-99).pixel_values, wanted)
+    with dataset(tmp_path, values, "unsaid.tif", descriptions=("VV", "VH")) as opened:
+        assert torch.equal(processor(opened, nodata=-99).pixel_values, wanted)
     assert torch.equal(processor(named(values, ("VV", "VH"), _FillValue=-99.0)).pixel_values, wanted)
     assert not torch.equal(processor(values).pixel_values, wanted)
+    zeros, own = np.where(values == -99, 0, values), hf.SmartiesImageProcessor(NANO, sensor="S1", nodata=-99)
+    assert torch.equal(own(values).pixel_values, wanted) and torch.equal(own(zeros, nodata=0).pixel_values, wanted)
 
 
 def test_what_is_missing_is_zero_after_normalising():
@@ -139,6 +148,8 @@ def test_what_is_missing_is_zero_after_normalising():
     whole[0, 3, 10:20] = 0
     assert torch.equal(processor(values, do_resize=True).pixel_values, resize(whole))
     assert torch.equal(processor(values, do_normalize=False).pixel_values[0], torch.from_numpy(np.nan_to_num(values)))
+    plain = hf.SmartiesImageProcessor(NANO, do_resize=False, do_normalize=False)
+    assert torch.equal(plain(values).pixel_values, processor(values, do_normalize=False).pixel_values)
 
 
 @pytest.mark.parametrize("units, values", [("reflectance", dn().astype(np.float32) / 10000), ("dn", dn())])
@@ -147,6 +158,11 @@ def test_units_of_optical_images(units, values):
     found = processor(values, units=units).pixel_values
     assert torch.allclose(found, processor(dn()).pixel_values, atol=1e-3)
     assert torch.equal(found, hf.SmartiesImageProcessor(NANO, units=units)(values).pixel_values)
+    lacking = values.astype(np.float32)
+    lacking[:, :9] = np.nan
+    marked = np.nan_to_num(lacking, nan=-1)
+    options = dict(units=units, nodata=-1)
+    assert torch.equal(processor(marked, **options).pixel_values, processor(lacking, units=units).pixel_values)
 
 
 def test_linear_power_becomes_db_and_what_has_none_is_missing(caplog):
@@ -154,6 +170,9 @@ def test_linear_power_becomes_db_and_what_has_none_is_missing(caplog):
     db = np.random.default_rng(0).normal(-12, 3, (2, 32, 32)).astype(np.float32)
     power = np.float32(10) ** (db / 10)
     assert torch.allclose(processor(power, units="linear").pixel_values, processor(db).pixel_values, atol=1e-3)
+    power[:, :4] = np.nan
+    processor(power, units="linear")
+    assert not caplog.text  # what was missing before is told by nobody
     power[:, :4] = 0
     processor(power, units="linear")
     assert "have no value in db" in caplog.text
@@ -189,6 +208,9 @@ def test_pictures_are_red_green_and_blue():
     assert torch.equal(other(image).pixel_values, wanted.flip(1))
     reverse = hf.MarsImageProcessor("mars_base_rgb", bands=["blue", "green", "red"], size=32)
     assert torch.equal(reverse(image).pixel_values, hf.MarsImageProcessor(size=32)(image).pixel_values.flip(1))
+    said = hf.MarsImageProcessor(size=32)(image, bands=["blue", "green", "red"])
+    turned = np.moveaxis(np.asarray(image), -1, 0)[::-1].copy()
+    assert torch.equal(said.pixel_values, hf.MarsImageProcessor(size=32)(turned).pixel_values)
 
 
 @pytest.mark.parametrize("mode, dtype", [("L", np.uint8), ("I;16", np.uint16), ("F", np.float32)])
@@ -264,6 +286,11 @@ def test_an_image_of_two_sensors():
     names = [*reversed(S2), "VH", "VV"]
     turned = values[[*range(11, -1, -1), 13, 12]]
     assert torch.equal(processor(turned, bands=names).pixel_values, processor(values).pixel_values)
+    chosen = ["microwave_1", "red_2", "green_2", "microwave_2"]
+    mixed = hf.SmartiesImageProcessor(name, bands=chosen)
+    places = [processor.bands.index(band) for band in chosen]
+    wanted = processor(values, do_resize=False).pixel_values[:, places]
+    assert torch.equal(mixed(values[places], do_resize=False).pixel_values, wanted)
 
 
 def test_bands_that_are_not_used_are_named_so(tmp_path):
@@ -279,8 +306,10 @@ def test_bands_that_are_not_used_are_named_so(tmp_path):
 @pytest.mark.parametrize("shifted", [True, False])
 def test_a_file_with_b8a_last_under_names_in_the_order_of_wavelengths_is_told(shifted, caplog):
     processor = hf.SmartiesImageProcessor(TUNED)
+    values = eurosat().astype(np.float32)
+    values[:, :5] = np.nan
     for _ in range(3):  # once, not for each image of a training set
-        processor(eurosat(), **({} if shifted else {"bands": "eurosat"}))
+        processor(values, **({} if shifted else {"bands": "eurosat"}))
     assert caplog.text.count("is B8A last?") == (2 if shifted else 0)
 
 
@@ -295,7 +324,10 @@ def test_wrong_names_of_a_raster_are_told(tmp_path, caplog):
         assert "is B8A last?" in caplog.text
         assert torch.equal(processor(opened, bands="eurosat").pixel_values, wanted)
     assert "bands" in caplog.text and "differs from" in caplog.text
+    caplog.clear()
+    processor = hf.SmartiesImageProcessor(TUNED)
     assert torch.equal(processor(named(values, names), bands="eurosat").pixel_values, wanted)
+    assert "bands= differs from its own names: short_wave_infrared_1 (near_infrared_3)" in caplog.text
 
 
 def test_alpha_of_a_raster_masks_it(tmp_path):
@@ -337,6 +369,8 @@ def test_anysat_takes_what_create_transform_takes():
         assert model(**processor(data), patch_size=30).pooler_output.shape == (2, 128)
     tensors = {key: torch.from_numpy(own) if isinstance(own, np.ndarray) else own for key, own in data.items()}
     assert equal(processor(tensors), wanted)
+    whole = {"s2": dn(36, 6).reshape(3, 12, 6, 6), "s2_dates": anysat_data()["s2_dates"]}
+    assert equal(processor(whole), processor(whole, bands={"s2": S2}))  # the sensor's, as there are as many
 
 
 def test_anysat_by_names_masks_and_presets(tmp_path):
@@ -371,6 +405,8 @@ def test_anysat_reads_dates_of_xarray():
     wanted = processor({key: data[key] for key in ("s2", "s2_dates")})
     assert equal(processor({"s2": array}), wanted)
     assert equal(processor({"s2": array.isel(band=slice(None, None, -1))}), wanted)
+    other = ["2021-01-01", "2021-01-02", "2021-01-03"]
+    assert processor({"s2": array, "s2_dates": other})["s2_dates"].tolist() == [[1, 2, 3]]
 
 
 def test_multimae_takes_what_create_transform_takes(tmp_path):
@@ -393,6 +429,11 @@ def test_multimae_takes_what_create_transform_takes(tmp_path):
     assert equal(l1c({"s2": whole}), create_transform("multimae_eo_base", "S2-L1C", size=32)({"s2": whole[None]}))
     mmearth = processor({"s2": whole}, bands={"s2": "mmearth"})
     assert equal(mmearth, create_transform("multimae_eo_base", bands={"s2": "mmearth"})({"s2": whole[None]}))
+    names = [band.sensor_name for band in sensors.get_sensor("S2-L1C").bands]
+    listed = sensors.reorder(whole, "mmearth", "S2-L1C")
+    assert equal(processor({"s2": listed}, bands={"s2": names}), mmearth)
+    rgb = {"rgb": whole[[3, 2, 1]]}
+    assert equal(processor(rgb), create_transform("multimae_eo_base")({"rgb": rgb["rgb"][None]}))
     codes = rng.choice([10, 40], (56, 56))
     assert processor({"semseg": codes})["semseg"].shape == (1, 14, 14)
 
@@ -420,7 +461,8 @@ def test_a_processor_is_its_json(kind, facts, tmp_path):
     assert set(stored) == {*kind.facts, "image_processor_type"}
     for again in (kind.from_pretrained(tmp_path), AutoImageProcessor.from_pretrained(tmp_path), kind.from_dict(stored)):
         assert type(again) is kind and again.to_dict() == processor.to_dict()
-    assert kind.__name__ in repr(processor)
+    processor.to_dict()["statistics"].clear()
+    assert processor.to_dict() == again.to_dict() and kind.__name__ in repr(processor)
 
 
 def test_a_reloaded_processor_gives_equal_outputs(tmp_path):
@@ -433,6 +475,8 @@ def test_a_reloaded_processor_gives_equal_outputs(tmp_path):
     assert smaller(values).pixel_values.shape == (1, 2, 28, 28)
     radar = AutoImageProcessor.from_pretrained(tmp_path / "image", sensor="S1")
     assert (radar.sensor, len(radar.bands)) == ("S1", 2)
+    radar = AutoImageProcessor.from_pretrained(tmp_path / "image", sensor="S1", bands=["VH"])
+    assert radar.bands == ["microwave_2"]
     anysat = hf.AnySatImageProcessor("anysat_nano", preset="FLAIR")
     anysat.save_pretrained(tmp_path / "dict")
     key = next(iter(anysat.statistics))
@@ -461,6 +505,11 @@ def test_statistics_of_ones_own(tmp_path):
     spot = {"spot": {"sensor": "SPOT", "units": "uint8", "bands": "SPOT", "mean": [100] * 3, "std": [40] * 3}}
     found = hf.AnySatImageProcessor("anysat_nano", statistics=spot)({"spot": dn(3).astype(np.uint8)})
     assert found["spot"].shape == (1, 3, 64, 64)
+    height = {"sensor": "DEM", "units": "m", "bands": ["elevation"], "mean": [0], "std": [10]}
+    depth = create_transform("multimae_eo_base", stats={"depth": sensors.Statistics.from_dict(height)})
+    for given in ({"depth": height}, {"depth": sensors.Statistics.from_dict(height)}):
+        made = hf.MultiMaeEoImageProcessor(statistics=given)({"dem": values[:1]})
+        assert equal(made, depth({"dem": values[None, :1]}))
 
 
 @pytest.mark.parametrize(
@@ -476,7 +525,7 @@ def test_statistics_of_ones_own(tmp_path):
 )
 def test_names_of_eo_zoo_and_official_repositories_need_no_network(kind, name, found, tmp_path, monkeypatch):
     assert kind.from_pretrained(name, cache_dir=tmp_path, local_files_only=True).name == found
-    processor, unused = kind.from_pretrained(name, return_unused_kwargs=True, foo=1)
+    processor, unused = kind.from_pretrained(name, return_unused_kwargs=True, foo=1, token=False)
     assert processor.name == found and unused == {"foo": 1}
     with pytest.raises(InputError, match=r"is for .*got"):
         other = hf.MarsImageProcessor if kind is hf.SmartiesImageProcessor else hf.SmartiesImageProcessor
@@ -510,6 +559,8 @@ def test_a_model_has_its_processor():
     assert torch.equal(found[:, :1], create_transform(NANO, bands=["B4"])(values[None, :1]))
     assert torch.equal(found[:, 1:], create_transform(NANO, "S1", bands=["VV"])(values[None, 1:]))
     assert processing.processor_for(hf.AnySatModel(hf.AnySatConfig("anysat_nano"))).name.startswith("anysat_nano")
+    small = hf.MultiMaeEoConfig(model_args=dict(embed_dim=32, depth=1, num_heads=2), img_size=112)
+    assert processing.processor_for(hf.MultiMaeEoModel(small)).size == {"height": 112, "width": 112}
 
 
 # ---- segmentation ----
@@ -548,6 +599,7 @@ def test_maps_of_classes_at_the_sizes_wanted():
         ([], {}, "the list is empty"),
         ([dn(), dn(12, 32)], {"do_resize": False}, r"different sizes, .*, and do_resize is False"),
         (dn(), {"size": 0}, "size is 0, expected 1 pixel or more"),
+        (dn(), {"size": True}, "size is True, expected"),
         (dn(), {"size": {"height": 3, "width": 4}}, "expected pixels a side, or height and width that are equal"),
         (dn(), {"return_tensors": "tf"}, "return_tensors is 'tf', expected 'pt' or 'np'"),
         (None, {}, "got NoneType as an image, expected a numpy array"),
@@ -573,8 +625,11 @@ def test_units_that_cannot_be():
             processor(values, **said)
     with pytest.raises(InputError, match=r"statistics of RGB are for uint8 \(0 to 255\)"):
         processor(torch.rand(3, 64, 64), sensor="RGB")
-    radar = hf.SmartiesImageProcessor("smarties_vit_base.bigearthnetmm_linprobe", units={"S1": "linear"})
-    assert radar(dn(14).astype(np.float32)).pixel_values.isfinite().all()
+    name, db = "smarties_vit_base.bigearthnetmm_linprobe", np.full((2, 64, 64), -12, np.float32)
+    optical = dn().astype(np.float32)
+    mixed = hf.SmartiesImageProcessor(name, units={"S1": "linear"})(np.concatenate([optical, 10 ** (db / 10)]))
+    wanted = hf.SmartiesImageProcessor(name)(np.concatenate([optical, db])).pixel_values
+    torch.testing.assert_close(mixed.pixel_values, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_images_that_differ_in_bands_and_models_that_need_theirs(tmp_path):
@@ -596,6 +651,8 @@ def test_rasters_and_arrays_without_names(tmp_path):
         processor(tmp_path / "image.tif")
     with pytest.raises(InputError, match=r"\(5, 64, 64\), expected \(..., 12 bands"):
         processor(named(dn(5), "abcde"))
+    with pytest.raises(InputError, match=r"\(5, 64, 64\), expected \(..., 2 bands.*named are red_2, green_2"):
+        processor(named(dn(5), range(5)), bands=["B4", "B3"])
     with pytest.raises(InputError, match="got an xarray Dataset, expected a DataArray"):
         processor(named(dn(5), "abcde").to_dataset(name="x"))
     with pytest.raises(InputError, match="has the dimensions a, y, x, expected band, y and x"):
@@ -667,3 +724,6 @@ def test_warnings_come_once_a_kind(caplog):
         for seed in range(3):
             processor(dn(seed=seed) // 20 + 20)
     assert caplog.text.count("median values too low") == 1
+    caplog.clear()
+    hf.MultiMaeEoImageProcessor(sensor="S2-L1C")({"s2": eurosat()})
+    assert "is B8A last?" in caplog.text

@@ -11,19 +11,21 @@ import pytest
 import transformers
 from packaging.version import Version
 
+from eo_zoo.hf import vision2seq
+
 ROOT = Path(__file__).parents[2]
 REMOVED = Version(transformers.__version__) >= Version("5")
 SUCCESSOR = "AutoModelForImageTextToText" if REMOVED else "AutoModelForVision2Seq"
 
 
-def python(code: str, **environment: str) -> str:
+def python(code: str) -> str:
     """What a fresh process prints; it must not fail."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -50,9 +52,16 @@ assert held.AutoModelForVision2Seq is AutoModelForVision2Seq
     assert python(code + CHECK + "print(again.__name__)") == SUCCESSOR
 
 
-def test_switched_off():
-    code = "import eo_zoo.hf, transformers; print(hasattr(transformers, 'AutoModelForVision2Seq'))"
-    assert python(code, EO_ZOO_NO_VISION2SEQ="1") == str(not REMOVED)
+@pytest.mark.parametrize("value", ["1", "TRUE"])
+def test_switched_off(monkeypatch, value):
+    current = sys.modules["transformers"]
+    monkeypatch.delattr(current, vision2seq.NAME, raising=False)
+    monkeypatch.setenv(vision2seq.SWITCH, value)
+    vision2seq.provide()
+    assert hasattr(current, vision2seq.NAME) == (not REMOVED)
+    monkeypatch.setenv(vision2seq.SWITCH, "0")
+    vision2seq.provide()
+    assert getattr(current, vision2seq.NAME).__name__ == SUCCESSOR
 
 
 SNIPPET = """

@@ -53,7 +53,7 @@ def test_maps_are_those_of_timm():
     bands, x = ["RED", "NIR_NARROW"], torch.randn(2, 2, 112, 112)
     backbone = create_backbone("smarties_vit_nano", True, bands=bands, out_indices=[1, -1])
     plain = timm.create_model("smarties_vit_nano", True, bands=bands, features_only=True, out_indices=(1, 3))
-    assert backbone.training and backbone.out_channels == [128, 128] and backbone.patch_size == 8
+    assert backbone.model.training and backbone.out_channels == [128, 128] and backbone.patch_size == 8
     with torch.inference_mode():
         made = backbone(x, filename=["a", "b"])
         assert all(torch.equal(one, other) for one, other in zip(made, plain.eval()(x), strict=True))
@@ -89,7 +89,9 @@ SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 def test_an_image_is_split_into_multimaes_domains():
     x = torch.randn(1, 10, 16, 24)
     backbone = create_backbone("multimae_eo_base", bands=S2, **SMALL)
-    assert backbone.model.in_domains == ("rgb", "ired", "sired", "ebands")
+    assert backbone.model.in_domains == ("rgb", "ired", "sired", "ebands") and backbone.model.training
+    with_cirrus = create_backbone("multimae_eo_base", bands=[*S2, "B10"], out_indices=[1], **SMALL)
+    assert with_cirrus.model.in_domains == backbone.model.in_domains and len(with_cirrus.out_channels) == 1
     domains = {"rgb": [3, 2, 1], "ired": [4, 5, 6], "sired": [9, 0], "ebands": [8, 7]}
     with torch.inference_mode():
         made = backbone(x)

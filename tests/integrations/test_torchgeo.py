@@ -46,7 +46,9 @@ class TestEnums:
         record, meta = weights.RECORDS[member.meta["name"]], member.meta
         assert member.url.startswith(("https://", "package://"))
         assert (meta["license"], meta["repo"]) == (record.licence, record.repository)
+        assert not meta["publication"].startswith("arXiv:")
         assert meta.get("terms") == record.terms
+        assert meta["dataset"] == (record.task.data_set if record.task else record.trained_on)
         if record.inputs:
             assert {name: len(bands) for name, bands in meta["bands"].items()} == meta["in_chans"]
             assert set(meta["bands"]) == set(record.inputs)
@@ -55,8 +57,13 @@ class TestEnums:
         assert ("num_classes" in meta) == (record.task is not None)
         if record.task:
             assert meta["num_classes"] == len(meta["classes"]) == len(record.task.classes)
-        if not record.together:
+        if record.together:
+            assert meta["sensor"] == " and ".join(record.sensors)
+        else:
             assert sensors.resolve_bands(meta["bands"], meta["sensor"]) == sensors.get_sensor(meta["sensor"]).band_names
+
+    def test_bands_are_written_as_torchgeo_writes_them(self):
+        assert DEMO.meta["bands"] == ["B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8a", "B9", "B11", "B12"]
 
     def test_addresses_are_where_the_files_are(self):
         assert SmartiesVitBase_Weights.PRETRAIN.url == (
