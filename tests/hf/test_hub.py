@@ -569,7 +569,7 @@ def test_pushed_again_the_new_weights_come_and_the_card_stays(hub, nano):
 def test_a_branch_to_push_to(hub, nano):
     eo_zoo.push_to_hub(nano, REPO, token="hf_SECRET", revision="tuned")
     assert not any(repo == REPO for repo, _ in hub.files)
-    assert same(AutoModel.from_pretrained(REPO, revision="tuned"), nano)
+    assert same(hf.SmartiesModel.from_pretrained(REPO, revision="tuned"), nano)
     with pytest.raises(DownloadError, match="no such revision"):
         hf.SmartiesModel.from_pretrained(REPO)
 
