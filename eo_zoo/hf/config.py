@@ -130,11 +130,6 @@ class EoZooConfig(PretrainedConfig):
         full = f"{self.architecture}.{self.pretrained_cfg.get('tag')}"
         return full if full in weights.RECORDS else self.architecture
 
-    @property
-    def record(self) -> weights.Record:
-        """The weight set that the configuration is of."""
-        return registry.get_record(self.name)
-
     # ---- the model ----
 
     def build(self, num_classes: int | None = None) -> StrictLoading:

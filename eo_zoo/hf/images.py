@@ -115,7 +115,7 @@ class Reading:
                 readers.append(BandReader.of(one, dataset, grid, nodata=self.nodata, **how))
             scene = Scene(grid, readers, found, " and ".join(set(self.targets.values())))
             values, valid = (torch.from_numpy(part) for part in scene.read(0, 0, dataset.height, dataset.width))
-            return Image(values.where(valid, torch.nan), scene.bands, scene.warnings)
+            return Image(values.where(valid, torch.nan), scene.bands, [_as_call(text) for text in scene.warnings])
 
     def _found(self, dataset: Any) -> Iterator[Any]:
         """What the raster pipeline finds in a dataset, for each sensor; where no band has a name, by their number."""
@@ -254,11 +254,15 @@ def _in_units(
     return values, bool(way.function) and bool((np.isnan(values) & ~np.isnan(stored)).any())
 
 
+def _as_call(text: str) -> str:
+    """The command line's options in a message of the raster pipeline, as arguments of a call."""
+    text = re.sub(r"--(units|sensor) ", r"\1=", text).replace("--stats", "statistics=")
+    return re.sub(r"--([a-z]+)", r"\1=", text)
+
+
 @contextlib.contextmanager
 def _in_python() -> Iterator[None]:
-    """The command line's options in messages of the raster pipeline, as arguments of a call."""
     try:
         yield
     except InputError as error:
-        text = re.sub(r"--(units|sensor) ", r"\1=", str(error)).replace("--stats", "statistics=")
-        raise InputError(re.sub(r"--([a-z]+)", r"\1=", text)) from error
+        raise InputError(_as_call(str(error))) from error

@@ -418,6 +418,8 @@ def require_labels(config: EoZooConfig) -> None:
 class Classifier(EoZooModel):
     """Logits, and their loss."""
 
+    output: ClassVar[type] = ImageClassifierOutput
+
     @classmethod
     def module_for(cls, config: EoZooConfig) -> nn.Module:
         """The module with a head for the configuration's classes."""
@@ -459,12 +461,21 @@ class Classifier(EoZooModel):
         x = self._cast(x)
         if hidden:
             last, states = self._encode(x, hidden, call)
-            logits = self.model.forward_head(last)
+            logits = self._head(last, states, x)
         else:
             logits, states = self.model(x, **call), None
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        made = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=states)
+        loss = None if labels is None else self._loss(logits, labels)
+        made = self.output(loss=loss, logits=logits, hidden_states=states)
         return made if as_dict else made.to_tuple()
+
+    def _head(self, last: Tensor, states: Any, x: Any) -> Tensor:
+        """Logits of what was encoded of ``x``."""
+        logits: Tensor = self.model.forward_head(last)
+        return logits
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        loss: Tensor = self.loss_function(labels, logits, self.config)
+        return loss
 
 
 class ImageClassifier(Classifier):

@@ -99,8 +99,15 @@ class SmartiesForImageClassification(_Smarties, ImageClassifier):
         return module
 
 
-class SmartiesForSemanticSegmentation(_Smarties, EoZooModel):
-    """Logits of pixels by DFC2020's head: a 1 x 1 convolution on the patch tokens, upsampled by 96 / 14."""
+class SmartiesForSemanticSegmentation(_Smarties, ImageClassifier):
+    """Logits of pixels by DFC2020's head: a 1 x 1 convolution on the patch tokens, upsampled by 96 / 14.
+
+    They are (B, num_labels, 96 h / 14, 96 w / 14) for h x w patches; 96 x 96 for 224 x 224 pixels. Labels (B, H', W')
+    are whole numbers of classes, of any size: logits are brought to it, bilinearly, for the loss, in which
+    ``config.semantic_loss_ignore_index`` (255) does not count.
+    """
+
+    output = SemanticSegmenterOutput
 
     @classmethod
     def module_for(cls, config: EoZooConfig) -> nn.Module:
@@ -110,41 +117,14 @@ class SmartiesForSemanticSegmentation(_Smarties, EoZooModel):
         config.model_args = {**config.model_args, "head": "segmentation"}
         return config.build()
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        *,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        **call: Any,
-    ) -> Any:
-        """Logits (B, num_labels, 96 h / 14, 96 w / 14) for h x w patches; 96 x 96 for 224 x 224 pixels.
+    def _head(self, last: Tensor, states: Any, x: Any) -> Tensor:
+        patch = self.model.patch_embed.patch_size[0]
+        logits: Tensor = self.model.forward_head(states[-1], grid=(x.shape[-2] // patch, x.shape[-1] // patch))
+        return logits  # of tokens before the norm
 
-        Args:
-            pixel_values: (B, bands, H, W), float.
-            labels: (B, H', W') whole numbers of classes, of any size: logits are brought to it, bilinearly;
-                ``config.semantic_loss_ignore_index`` (255) does not count.
-            output_hidden_states: give what each block makes, too.
-            output_attentions: not given: they are computed fused.
-            return_dict: False for a tuple.
-            **call: ``bands`` and ``sensor``.
-
-        Raises:
-            InputError: images that do not fit, or attentions.
-        """
-        hidden, as_dict = self._asked(output_hidden_states, output_attentions, return_dict)
-        x, states = self._cast(pixel_values), None
-        if hidden:
-            states = tuple(self._hidden(x, call)[1])
-        logits = self.model(x, **call)
-        loss = None
-        if labels is not None:
-            sized = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
-            loss = F.cross_entropy(sized.float(), labels.long(), ignore_index=self.config.semantic_loss_ignore_index)
-        made = SemanticSegmenterOutput(loss=loss, logits=logits, hidden_states=states)
-        return made if as_dict else made.to_tuple()
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        sized = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
+        return F.cross_entropy(sized.float(), labels.long(), ignore_index=self.config.semantic_loss_ignore_index)
 
 
 class SmartiesForPreTraining(_Smarties, PretrainingModel):
