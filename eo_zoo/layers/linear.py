@@ -8,17 +8,18 @@ from torch import Tensor, nn
 
 # Below these a convolution's set-up costs more than it gains (measured with two threads).
 ROWS, WIDTH = 128, 64
-ONEDNN = torch.backends.mkldnn.is_available()
+ONEDNN = torch.backends.mkldnn.is_available()  # asked once: graphs cannot
+_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 has not the first
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``; in float32 on a CPU as a convolution of one pixel, which torch gives to oneDNN.
 
     torch leaves float32 products to MKL, which does not use AVX-512 on every CPU that has it: on AMD's oneDNN is
-    more than twice as fast. With one thread torch takes MKL for both. In a graph it is ``F.linear``: a compiler
-    knows best what to make of a product, and an exported graph may be for another machine.
+    more than twice as fast. With one thread torch takes MKL for both. In an exported graph, which may be for
+    another machine, it is ``F.linear``.
     """
-    if torch.compiler.is_compiling():
+    if _exporting():
         return F.linear(x, weight, bias)
     rows = x.shape[:-1].numel()
     plain = x.device.type != "cpu" or x.dtype != torch.float32 or rows < ROWS or x.shape[-1] < WIDTH

@@ -85,7 +85,12 @@ class BiasedAttention(nn.Module):
     def forward(self, x: Tensor, buckets: Tensor, first: bool = False) -> Tensor:
         """(N, L, D) and buckets (L, L) to (N, L, D), or to (N, 1, D): the first token alone."""
         asked = 1 if first else x.shape[1]
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if first and isinstance(self.qkv, nn.Linear):  # and no adapter around it, which is called as a whole
+            dim = x.shape[2]
+            q = linear(x[:, :1], self.qkv.weight[:dim], self.qkv.bias[:dim])
+            k, v = linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]).chunk(2, dim=-1)
+        else:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q[:, :asked], k, v))
         bias = distance_bias(q[:, :1] * self.head_dim**-0.5, self.distance, buckets[:asked])
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

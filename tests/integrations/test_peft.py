@@ -57,7 +57,8 @@ def test_lora(family, targets, tmp_path):
     fresh, batches = copy.deepcopy(base), inputs(family, base)
     expected = outputs(base, batches)
     model = peft.get_peft_model(base, peft.LoraConfig(target_modules=targets)).eval()
-    assert torch.equal(outputs(model, batches), expected)
+    # AnySat takes other products where there is no adapter, which round otherwise
+    torch.testing.assert_close(outputs(model, batches), expected, atol=1e-6, rtol=1e-5)
 
     # every adapter counts, also around weights that a model could use without calling their layer, and nothing else
     changed = trained(model, batches)
