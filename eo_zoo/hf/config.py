@@ -118,7 +118,8 @@ class EoZooConfig(PretrainedConfig):
         self._stored_labels: int | None = None  # classes of the weights it lies beside, whatever is asked for later
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # transformers 5 makes a dataclass of every configuration that has no __init__ of its own
+        # transformers 5 makes a dataclass of every configuration that has no __init__ of its own; mypy takes no such
+        # assignment
         cls.__init__ = EoZooConfig.__init__  # type: ignore[method-assign]
         super().__init_subclass__(**kwargs)
 

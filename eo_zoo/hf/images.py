@@ -161,6 +161,7 @@ class Reading:
             offset=offset,
             nodata=cubes._nodata(array, self.nodata),
         )
+        # said is empty where the array has no labels for its bands
         wrong = [f"{name} ({other})" for name, other in zip(names, said, strict=False) if other not in (None, name)]
         if wrong:
             made.warnings.append(f"{label}: bands= differs from its own names: {', '.join(wrong)}")

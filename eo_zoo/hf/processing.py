@@ -434,9 +434,11 @@ class _Inputs(EoZooImageProcessor):
         return _feature(_stacked([self._sample(sample, **options) for sample in samples]), return_tensors)
 
     def _names(self) -> Sequence[str]:
+        # each family has its own inputs
         raise NotImplementedError
 
     def _sample(self, data: Mapping[str, Any], **options: Any) -> dict[str, Tensor]:
+        # dates and masks, or domains: each family's own
         raise NotImplementedError
 
     def _read(
