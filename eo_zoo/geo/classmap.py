@@ -17,6 +17,7 @@ from eo_zoo.geo.job import coarser
 from eo_zoo.geo.scene import Scene
 from eo_zoo.geo.stream import map_strips, window_strips
 from eo_zoo.geo.tiles import TileGrid, WindowGrid
+from eo_zoo.progress import progress_bar
 
 
 def class_grid(scene: Scene, options: PredictOptions, dense: bool) -> TileGrid:
@@ -55,7 +56,7 @@ def classify_map(run: Run, out: Path) -> Prediction:
     counts, empty, row = np.zeros(len(names), np.int64), 0, 0
     with contextlib.ExitStack() as stack:
         files = _Files(run, grid.shape, cell, stack, out)
-        tick = stack.enter_context(job.progress_bar("predicting", len(grid), options.progress))
+        tick = stack.enter_context(progress_bar("predicting", len(grid), options.progress))
         for scores in _strips(run, grid, tick):
             missing = np.isnan(scores[0])
             best = np.where(missing, output.NODATA, scores.argmax(axis=0)).astype(np.uint8)

@@ -147,24 +147,6 @@ def evaluating(model: nn.Module, forward: Callable[[Any], Tensor], options: JobO
         model.train(training)
 
 
-@contextlib.contextmanager
-def progress_bar(what: str, tiles: int, show: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, or nothing; it is called with the number of tiles done."""
-    if not show:
-        yield lambda count: None
-        return
-    from rich import progress
-    from rich.console import Console
-
-    columns = (
-        progress.TextColumn(what), progress.BarColumn(), progress.MofNCompleteColumn(),
-        progress.TextColumn("tiles"), progress.TimeElapsedColumn(), progress.TimeRemainingColumn(),
-    )  # fmt: skip
-    with progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=tiles)
-        yield lambda count: bar.advance(task, count)
-
-
 def true_colour(scene: Scene | Series) -> Thumbnail:
     """True colour where the scene has red, green and blue by common names, else its first band in grey."""
     known = [sensors.get_sensor(name) for name in scene.sensor.split(", ")]

@@ -21,6 +21,7 @@ from eo_zoo.geo.job import Job, Log, coarser
 from eo_zoo.geo.scene import GDAL_OPTIONS, Scene
 from eo_zoo.geo.stream import Encode, Raster, Source, Tally, map_strips, pooled_vector
 from eo_zoo.geo.tiles import TileGrid, default_overlap
+from eo_zoo.progress import progress_bar
 from eo_zoo.sensors import Statistics
 
 OUT_DTYPES = ("float32", "float16")
@@ -165,7 +166,7 @@ class Run:
         options = self.options
         with (
             job.evaluating(self.work.model, forward, options) as encode,
-            job.progress_bar("embedding", len(self.grid), options.progress) as tick,
+            progress_bar("embedding", len(self.grid), options.progress) as tick,
             rasterio.Env(**GDAL_OPTIONS),
         ):
             return self._write_vector(encode, tick) if vector else self._write_map(encode, tick)

@@ -22,13 +22,14 @@ from eo_zoo.files import replacing
 from eo_zoo.geo.bands import Valid, Values
 from eo_zoo.geo.checks import one_of, writable
 from eo_zoo.geo.inputs import by_key, check_keys, open_input, orders_of
-from eo_zoo.geo.job import Log, Report, progress_bar
+from eo_zoo.geo.job import Log, Report
 from eo_zoo.geo.opening import Source, source_name
 from eo_zoo.geo.scene import Scene, open_scene
 from eo_zoo.geo.series import Series
 from eo_zoo.geo.sources import SUFFIXES, Files, data_bands
 from eo_zoo.models.anysat_inputs import INPUTS
 from eo_zoo.presets import Preset, get_preset
+from eo_zoo.progress import progress_bar
 from eo_zoo.sensors import Statistics, get_sensor
 from eo_zoo.version import __version__
 

@@ -1,0 +1,1 @@
+"""TerraSense: ask an image, get answers a GIS can open; needs the extra "vlm"."""

@@ -1,0 +1,500 @@
+"""What can be asked of an image, on top of any model that answers: one here, or one behind an address."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from eo_zoo.vlm.boxes import Box, Window, merge, windows
+from eo_zoo.vlm.parse import Space, Unparsed, parse_boxes, parse_count
+
+from eo_zoo.errors import InputError, nearest
+from eo_zoo.progress import progress_bar
+from eo_zoo.vlm import prompts
+from eo_zoo.vlm.engine import FACTORS, GENERATION_OPTIONS, MOST, Answer, Generation, Question, check_shape
+
+if TYPE_CHECKING:
+    from eo_zoo.vlm.pictures import Picture
+    from eo_zoo.vlm.records import Detections
+
+SIDE = 1024  # pixels of a window, where an image is larger than what is shown at once
+#: Of answers that are read by a program: the likeliest words each time, and room for some fifty boxes.
+EXACT: Mapping[str, Any] = {"temperature": 0.0, "max_new_tokens": 2048}
+READING = ("bands", "sensor", "stretch", "nodata", "bbox", "bbox_crs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What every result tells of where it comes from.
+
+    Args:
+        prompt: the model's question, word by word.
+        sources: the image, or the two.
+        model: name or folder.
+        revision: commit of the weights, where it is known.
+        notes: every choice made on the way, a sentence each.
+        warnings: what may be wrong, a sentence each.
+    """
+
+    prompt: str
+    sources: tuple[str, ...]
+    model: str
+    revision: str | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply(Said):
+    """An answer in words.
+
+    Args:
+        text: the model's, without special tokens.
+        tokens: their ids; none from a server.
+        complete: False where it was cut off at ``max_new_tokens``.
+    """
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    complete: bool = True
+
+    def __str__(self) -> str:
+        """The words alone."""
+        return self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count(Said):
+    """How many there are; its text is the model's own, or where boxes were counted, how many.
+
+    Args:
+        value: None where the answer holds no one number.
+        text: the answer, or what was counted.
+        detections: the boxes, where these were counted.
+    """
+
+    value: int | None
+    text: str
+    detections: Detections | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        plain = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        return plain | {"detections": self.detections and self.detections.to_dict()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification(Said):
+    """One class of a closed list.
+
+    Args:
+        label: the likeliest.
+        scores: of every class, the likeliest first: the probability that the model answers with its name and nothing
+            more, over the sum of these; 1 in sum.
+    """
+
+    label: str
+    scores: dict[str, float]
+
+
+@dataclass
+class Looked:
+    """What was found in windows, and what was not understood."""
+
+    found: list[tuple[Window, list[Box]]] = field(default_factory=list)
+    unparsed: list[Unparsed] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    cut: int = 0  # answers that were cut off
+
+    def all_warnings(self, generation: Generation) -> list[str]:
+        """Each once."""
+        several = f"{self.cut} of {len(self.answers)} answers were" if len(self.answers) > 1 else "the answer was"
+        cut = (
+            f"{several} cut off at max_new_tokens, {generation.max_new_tokens}: there may be more than was found; "
+            "raise it, or take smaller windows"
+        )
+        unread = len(self.unparsed)
+        not_read = f"{unread} part{'s' * (unread > 1)} of what the model said could not be read as boxes: see unparsed"
+        return list(dict.fromkeys([*self.warnings, *[cut] * bool(self.cut), *[not_read] * bool(unread)]))
+
+
+class Asker(abc.ABC):
+    """A model that answers questions about images, and what is asked of it.
+
+    Every method takes an ``image``: a path or an http(s) address of a GeoTIFF or any other raster, PNG, JPEG, WebP, a
+    STAC item (path, address or dict), a folder of band files, a PIL image, or an array (H, W, 3) of bytes; and these
+    ``options``:
+
+    - how it is read: ``bands``, ``sensor``, ``stretch``, ``nodata``, ``bbox``, ``bbox_crs``, see
+      `eo_zoo.vlm.pictures.open_picture`;
+    - how it is answered: ``max_new_tokens``, ``temperature``, ``top_p``, ``seed``, ``min_pixels``, ``max_pixels``, see
+      `eo_zoo.vlm.engine.Generation`.
+
+    All raise InputError for an image, a prompt or an option that cannot be used.
+
+    Attributes:
+        name: of the model, as it was asked for.
+        revision: commit of its weights, where it is known.
+        model_type: ``qwen2_vl``, ``qwen2_5_vl`` or ``qwen3_vl``, which decides how it writes places; None if unknown.
+        at_a_time: questions that are best given together.
+    """
+
+    name: str
+    revision: str | None = None
+    model_type: str | None = None
+    at_a_time: int = 1
+
+    @abc.abstractmethod
+    def answer(self, questions: Sequence[Question], generation: Generation) -> list[Answer]:
+        """An answer to each question, in their order."""
+
+    @abc.abstractmethod
+    def pieces(self, question: Question, generation: Generation) -> Iterator[str]:
+        """The answer to one question, as it comes."""
+
+    def likelihoods(self, question: Question, options: Sequence[str], generation: Generation) -> list[float]:
+        """Logarithm of the probability that the answer is exactly this, for each option."""
+        raise InputError(
+            f"{self.name}: a server gives no likelihoods of given answers: classify with the model in this process, "
+            "or ask, with the classes in the prompt"
+        )
+
+    # ---- words ----
+
+    def ask(self, image: Any, prompt: str, **options: Any) -> Reply:
+        """What the model says of one image, or of two: ``ask([before, after], prompt)``."""
+        return self.ask_all([(image, prompt)], **options)[0]
+
+    def describe(self, image: Any, **options: Any) -> Reply:
+        """A description."""
+        return self.ask(image, prompts.DESCRIBE, **options)
+
+    def ask_all(
+        self, questions: Iterable[tuple[Any, str]], *, progress: bool | None = None, **options: Any
+    ) -> list[Reply]:
+        """Replies to pairs of image (or two) and prompt, in their order; several are answered together."""
+        generation, reading = _options(options)
+        pairs = list(questions)
+        replies: list[Reply] = []
+        with progress_bar("asking", len(pairs), progress if len(pairs) > 1 else False, "questions") as tick:
+            for chunk in _chunks(pairs, self.at_a_time):
+                with ExitStack() as stack:
+                    pictures = [_open(stack, image, reading) for image, _ in chunk]
+                    asked = [
+                        self._question(those, prompt, generation)
+                        for those, (_, prompt) in zip(pictures, chunk, strict=True)
+                    ]
+                    answers = self.answer(asked, generation)
+                    replies += [
+                        _reply(answer, **self._provenance(those, question.prompt))
+                        for those, question, answer in zip(pictures, asked, answers, strict=True)
+                    ]
+                tick(len(chunk))
+        return replies
+
+    def stream(self, image: Any, prompt: str, **options: Any) -> Iterator[str]:
+        """As ``ask``, the words piece by piece as they come."""
+        generation, reading = _options(options)
+        with ExitStack() as stack:
+            question = self._question(_open(stack, image, reading), prompt, generation)
+        yield from self.pieces(question, generation)
+
+    def classify(
+        self, image: Any, classes: Sequence[str], *, prompt: str | None = None, **options: Any
+    ) -> Classification:
+        """The likeliest of some classes, with a score for each.
+
+        Args:
+            image: see the class.
+            classes: their names, two or more.
+            prompt: instead of ``eo_zoo.vlm.prompts.classify``.
+            **options: see the class.
+        """
+        names = [name.strip() for name in classes]
+        if isinstance(classes, str) or len(set(names)) < len(names) or len(names) < 2 or not all(names):
+            raise InputError(f"classes are {classes!r}, expected a list of two or more different names")
+        generation, reading = _options(options, EXACT)
+        with ExitStack() as stack:
+            pictures = _open(stack, image, reading)
+            question = self._question(pictures, prompt or prompts.classify(names), generation)
+            logs = self.likelihoods(question, names, generation)
+            said = self._provenance(pictures, question.prompt)
+        best = max(logs)
+        shares = [math.exp(log - best) for log in logs]
+        scores = {name: share / sum(shares) for name, share in zip(names, shares, strict=True)}
+        ranked = dict(sorted(scores.items(), key=lambda item: -item[1]))
+        return Classification(label=next(iter(ranked)), scores=ranked, **said)
+
+    # ---- places ----
+
+    def detect(
+        self,
+        image: Any,
+        what: str | Sequence[str],
+        *,
+        oriented: bool = False,
+        prompt: str | None = None,
+        window: int | None = None,
+        overlap: int | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> Detections:
+        """Where the objects of one or more classes are.
+
+        Args:
+            image: see the class.
+            what: a class, or several.
+            oriented: ask for boxes along the objects, not along the image.
+            prompt: instead of ``eo_zoo.vlm.prompts.detect``; boxes are looked for in the answer all the same.
+            window: pixels a side of what is shown at a time. By default an image of more than ``max_pixels`` is gone
+                through in windows of 1024, and a smaller one is shown whole.
+            overlap: pixels that neighbouring windows share, a quarter of them by default. An object in several of them
+                is counted once.
+            progress: show a bar on stderr; by default if that is a terminal.
+            **options: see the class. By default the answer is the likeliest one (``temperature=0``), of up to 2048
+                tokens for each window.
+        """
+        classes = [what] if isinstance(what, str) else list(what)
+        if not classes or not all(name.strip() for name in classes):
+            raise InputError("there is nothing to look for: give a class, or several")
+        return self._boxes(
+            image,
+            prompt or prompts.detect(classes, oriented=oriented),
+            label=classes[0] if len(classes) == 1 else "",
+            window=window,
+            overlap=overlap,
+            progress=progress,
+            **options,
+        )
+
+    def ground(self, image: Any, phrase: str, *, oriented: bool = False, **options: Any) -> Detections:
+        """Where that is which a phrase describes, as "the largest building"; ``options`` also as of ``detect``.
+
+        In an image of several windows the phrase is looked for in each of them.
+        """
+        if not phrase.strip():
+            raise InputError("the phrase is empty: say what is to be found")
+        prompt = options.pop("prompt", None) or prompts.ground(phrase, oriented=oriented)
+        return self._boxes(image, prompt, label=phrase, **options)
+
+    def change(self, before: Any, after: Any, *, oriented: bool = False, **options: Any) -> Detections:
+        """Where two images of one place differ, on the grid of the first; ``options`` also as of ``detect``.
+
+        Georeferenced ones are brought to one grid first, others must be equally large.
+        """
+        prompt = options.pop("prompt", None) or prompts.change(oriented=oriented)
+        return self._boxes((before, after), prompt, label="change", **options)
+
+    def count(
+        self, image: Any, what: str, *, boxes: bool | None = None, prompt: str | None = None, **options: Any
+    ) -> Count:
+        """How many objects of a class there are.
+
+        Args:
+            image: see the class.
+            what: the class, as "ship".
+            boxes: detect them and count the boxes; False: ask for the number. By default the number is asked for,
+                and boxes are counted where the image is gone through in windows, as sums of windows' numbers would
+                count what lies across a seam twice.
+            prompt: instead of ``eo_zoo.vlm.prompts.count``, or where boxes are counted ``detect``.
+            **options: see ``detect``.
+        """
+        if not what.strip():
+            raise InputError("there is nothing to count: give a class")
+        with ExitStack() as stack:
+            generation, reading = _options({k: v for k, v in options.items() if k not in WINDOWING}, EXACT)
+            pictures = _open(stack, image, reading)
+            if boxes is None:
+                boxes = len(_places(pictures[0].size, options.get("window"), options.get("overlap"), generation)) > 1
+            if boxes:
+                picture = pictures[0]
+                own = {name: value for name, value in options.items() if name not in READING}
+                found = self.detect(picture, what, prompt=prompt, **own)
+                said = dict(prompt=found.prompt, sources=(found.source,), model=found.model, revision=found.revision)
+                told = dict(notes=(*found.notes, "boxes were counted"), warnings=found.warnings)
+                return Count(value=len(found), text=found.summary(), detections=found, **said, **told)
+            if options.get("window"):
+                raise InputError("the number is asked of a whole image: leave window out, or count with boxes=True")
+            question = self._question(pictures, prompt or prompts.count(what), generation)
+            reply = _reply(self.answer([question], generation)[0], **self._provenance(pictures, question.prompt))
+        value = parse_count(reply.text)
+        shared = {one.name: getattr(reply, one.name) for one in dataclasses.fields(Said)}
+        if value is None:
+            shared["warnings"] = (*reply.warnings, "the answer holds no one number: read the text")
+        return Count(value=value, text=reply.text, **shared)
+
+    def _boxes(
+        self,
+        image: Any,
+        prompt: str,
+        *,
+        label: str,
+        window: int | None = None,
+        overlap: int | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> Detections:
+        from eo_zoo.vlm.records import Detections
+
+        generation, reading = _options(options, EXACT)
+        if self.model_type not in FACTORS:
+            raise InputError(
+                f"how {self.name} writes places is not known: give model_type, one of {', '.join(FACTORS)}, as its "
+                "config.json says"
+            )
+        with ExitStack() as stack:
+            pictures = _open(stack, image, reading, aligned=True)
+            places = _places(pictures[0].size, window, overlap, generation)
+            shown = [place for place in places if all(picture.valid(place) for picture in pictures)]
+            if not shown:
+                raise InputError(f"{pictures[0].source}: no window holds valid pixels: is it all nodata?")
+            looked = self._look(pictures, shown, prompt, label, generation, progress)
+            size, boxes = pictures[0].size, [box for _, boxes in looked.found for box in boxes]
+            said = self._provenance(pictures, prompt)
+            if len(places) > 1:
+                boxes = merge(looked.found, size)
+                empty = f", {len(places) - len(shown)} without valid pixels left out" * (len(shown) < len(places))
+                side = f"{places[0].width} x {places[0].height}"
+                said["notes"] += (f"gone through in {len(shown)} windows of {side} pixels{empty}",)
+            return Detections(
+                boxes=tuple(boxes),
+                size=size,
+                crs=pictures[0].crs,
+                transform=pictures[0].transform,
+                source=" and ".join(said["sources"]),
+                prompt=prompt,
+                model=self.name,
+                revision=self.revision,
+                unparsed=tuple(looked.unparsed),
+                answers=tuple(looked.answers),
+                notes=said["notes"],
+                warnings=(*said["warnings"], *looked.all_warnings(generation)),
+            )
+
+    def _look(
+        self,
+        pictures: Sequence[Picture],
+        shown: Sequence[Window],
+        prompt: str,
+        label: str,
+        generation: Generation,
+        progress: bool | None,
+    ) -> Looked:
+        """Ask of each window, and read the answers; boxes are in pixels of the whole image."""
+        assert self.model_type is not None  # checked by the caller
+        looked = Looked()
+        with progress_bar("looking", len(shown), progress if len(shown) > 1 else False, "windows") as tick:
+            for chunk in _chunks(shown, self.at_a_time):
+                asked = [self._question(pictures, prompt, generation, place) for place in chunk]
+                for place, answer in zip(chunk, self.answer(asked, generation), strict=True):
+                    space = Space.of(self.model_type, answer.seen[-1], (place.width, place.height))
+                    parsed = parse_boxes(answer.text, space, label=label)
+                    looked.found.append((place, [box.shifted(place.col, place.row) for box in parsed.boxes]))
+                    looked.unparsed += parsed.unparsed
+                    looked.warnings += parsed.warnings
+                    looked.answers.append(answer.text)
+                    looked.cut += not answer.complete
+                tick(len(chunk))
+        return looked
+
+    def _question(
+        self, pictures: Sequence[Picture], prompt: str, generation: Generation, window: Window | None = None
+    ) -> Question:
+        """What is shown and asked; said of each picture, where it is shown smaller than it is."""
+        shown = []
+        for picture in pictures:
+            width, height = picture.size if window is None else (window.width, window.height)
+            check_shape((width, height))
+            limit = generation.max_pixels or MOST
+            if width * height > limit:
+                sentence = (
+                    f"{picture.source}: {width} x {height} pixels are more than max_pixels, {limit:,}: the model sees "
+                    f"one pixel for {width * height / limit:.1f}; for small objects take windows, or bbox"
+                )
+                if sentence not in picture.warnings:
+                    picture.warnings.append(sentence)
+            shown.append(picture.read(window))
+        return Question(tuple(shown), prompt)
+
+    def _provenance(self, pictures: Sequence[Picture], prompt: str) -> dict[str, Any]:
+        return dict(
+            prompt=prompt,
+            sources=tuple(picture.source for picture in pictures),
+            model=self.name,
+            revision=self.revision,
+            notes=tuple(dict.fromkeys(note for picture in pictures for note in picture.notes)),
+            warnings=tuple(dict.fromkeys(text for picture in pictures for text in picture.warnings)),
+        )
+
+
+WINDOWING = ("window", "overlap", "progress")
+
+
+def _options(
+    options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> tuple[Generation, dict[str, Any]]:
+    """How to answer, and how to read the image."""
+    unknown = options.keys() - GENERATION_OPTIONS - set(READING)
+    if unknown:
+        name = min(unknown)
+        raise InputError(f"unknown option '{name}'. {nearest(name, [*GENERATION_OPTIONS, *READING, *WINDOWING])}")
+    generation = {name: value for name, value in options.items() if name in GENERATION_OPTIONS}
+    return Generation(**{**(defaults or {}), **generation}), {k: v for k, v in options.items() if k in READING}
+
+
+def _open(stack: ExitStack, image: Any, reading: Mapping[str, Any], *, aligned: bool = False) -> tuple[Picture, ...]:
+    """The picture of an image, or those of two, which may be brought to one grid; closed with ``stack``."""
+    from eo_zoo.vlm.pictures import Picture, open_pair, open_picture
+
+    images = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not 1 <= len(images) <= 2 or any(one is None for one in images):
+        given = "no image was" if not images or None in images else f"{len(images)} images were"
+        raise InputError(f"{given} given, expected one, or two to compare")
+    if aligned and len(images) == 2:
+        pictures: tuple[Picture, ...] = open_pair(*images, **reading)
+    else:
+        pictures = tuple(one if isinstance(one, Picture) else open_picture(one, **reading) for one in images)
+    for one in pictures:
+        if one not in images:  # what the caller opened stays open
+            stack.enter_context(one)
+    return pictures
+
+
+def _places(size: tuple[int, int], window: int | None, overlap: int | None, generation: Generation) -> list[Window]:
+    """The windows that an image is shown in: one where it is no larger than what is shown at once."""
+    width, height = size
+    if overlap is not None and window is None and width * height <= (generation.max_pixels or MOST):
+        raise InputError("overlap is of windows: give window with it, the pixels a side")
+    if window is None:
+        if width * height <= (generation.max_pixels or MOST):
+            return [Window(0, 0, height, width)]
+        window = SIDE
+    if window < 1:
+        raise InputError(f"window is {window}, expected pixels a side, 1 or more")
+    overlap = window // 4 if overlap is None else overlap
+    if not 0 <= overlap < window:
+        raise InputError(f"overlap is {overlap}, expected 0 or more and less than the window, {window}")
+    return windows(width, height, window, overlap)
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
+
+
+def _reply(answer: Answer, *, warnings: tuple[str, ...], **said: Any) -> Reply:
+    if not answer.text.strip():
+        warnings += ("the answer is empty",)
+    if not answer.complete:
+        warnings += ("the answer was cut off at max_new_tokens: raise it",)
+    return Reply(text=answer.text, tokens=answer.tokens, complete=answer.complete, warnings=warnings, **said)
