@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from eo_zoo import cli_vlm
+from eo_zoo.console import err, out, print_json, warn
 from eo_zoo.errors import DownloadError, InputError, MissingExtra
 from eo_zoo.options import (
     AsJson,
@@ -57,8 +57,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 KINDS = ("tile", "patch", "dense")  # what a model of several inputs can be asked for
-out = Console()
-err = Console(stderr=True)
 
 
 @app.callback(invoke_without_command=True)
@@ -85,7 +83,7 @@ def list_(
     if as_json and markdown:
         raise InputError("--json and --markdown: give one of them")
     if as_json or markdown:
-        typer.echo(registry.markdown(rows)) if markdown else _print_json(rows)
+        typer.echo(registry.markdown(rows)) if markdown else print_json(rows)
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
@@ -104,7 +102,7 @@ def info(name: Name, as_json: AsJson = False) -> None:
 
     facts = registry.info(name)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     facts["bands"] = ", ".join(_band(band) for band in facts["bands"])
     facts["statistics"] = ", ".join(f"{sensor}: {own['name']}" for sensor, own in facts["statistics"].items())
@@ -142,14 +140,14 @@ def download(
 
     if all_tags:
         rows = registry.download_all(name, cache_dir=cache_dir)
-        _print_json(rows) if as_json else out.print(_downloads(rows))
+        print_json(rows) if as_json else out.print(_downloads(rows))
         errors = [row["error"] for row in rows if row["error"]]
         for error in errors:
             _error(error)
         raise typer.Exit(1 if errors else 0)
     origin = registry.download(name, cache_dir=cache_dir)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "name": origin.name,
                 "source": origin.source,
@@ -283,7 +281,7 @@ def embed(
         report=_reporter(quiet),
     )
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
     elif not quiet:
         out.print(result.summary(), highlight=False, markup=False, soft_wrap=True)
 
@@ -373,7 +371,7 @@ def predict(
         report=_reporter(quiet),
     )
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
     elif not quiet or output is None:
         out.print(result.summary(top), highlight=False, markup=False, soft_wrap=True)
 
@@ -447,7 +445,7 @@ def reconstruct(
         report=_reporter(quiet),
     )
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
     elif not quiet:
         out.print(result.summary(), highlight=False, markup=False, soft_wrap=True)
 
@@ -521,12 +519,15 @@ def stats(
         report=_reporter(quiet),
     )
     if as_json:
-        _print_json({name: own.to_dict() for name, own in found.items()})
+        print_json({name: own.to_dict() for name, own in found.items()})
     elif not quiet:
         for name, own in found.items():
             for band, mean, std in zip(own.bands, own.mean, own.std, strict=True):
                 out.print(f"{name} {band}: mean {mean:.6g}, std {std:.6g}", highlight=False, soft_wrap=True)
         out.print(f"{output}: statistics of {', '.join(found)}", highlight=False, markup=False, soft_wrap=True)
+
+
+cli_vlm.add_to(app)
 
 
 def _lists(inputs: list[str]) -> dict[str, list[str]]:
@@ -602,7 +603,7 @@ def _by_input(inputs: list[str]) -> dict[str, str]:
 def _reporter(quiet: bool) -> Callable[[str, str], None]:
     def report(kind: str, text: str) -> None:
         if kind == "warning":
-            _warn(text)
+            warn(text)
         elif not quiet:
             err.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -638,20 +639,11 @@ def _task(task: dict[str, Any]) -> str:
     )
 
 
-def _print_json(value: Any) -> None:
-    # not rich's own: it wraps and colours, and scripts read this
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def _warn(text: str) -> None:
-    err.print(f"[bold yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
-
-
 class _Warnings(logging.Handler):
     """What the package logs as a warning is shown like the command's own."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _warn(record.getMessage())
+        warn(record.getMessage())
 
 
 def _error(text: str) -> None:

@@ -1,6 +1,7 @@
 """torch.hub entrypoints, one for each registered model, made from the registry so that the lists cannot differ.
 
-``anysat`` and ``AnySat`` beside them are the names that AnySat's own documentation calls.
+``anysat`` and ``AnySat`` beside them are the names that AnySat's own documentation calls; ``terrasense_base`` answers
+questions and is no module of timm.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from eo_zoo import registry
+from eo_zoo.errors import InputError
 
 
 def _load(
@@ -81,5 +83,22 @@ class AnySat:
         return anysat(model_size=model_size, **kwargs)
 
 
-__all__ = [*registry.list_models(), "anysat", "AnySat"]
+def terrasense_base(pretrained: bool = True, **kwargs: Any) -> Any:
+    """TerraSense-Base, a Qwen-VL of 8 B parameters that answers questions about images: see eo_zoo.vlm.TerraSense.
+
+    It needs the extra "vlm" and is no torch module: its ``ask``, ``detect``, ``change`` ... take images and words, and
+    its ``model`` is transformers' own.
+
+    Args:
+        pretrained: must be True: there is no use for a random one.
+        **kwargs: as of eo_zoo.vlm.TerraSense.from_pretrained: path_or_id, revision, dtype, device_map, quantization.
+    """
+    if not pretrained:
+        raise InputError("terrasense_base answers with its published weights only: leave pretrained=False out")
+    from eo_zoo.vlm import TerraSense
+
+    return TerraSense.from_pretrained(**kwargs)
+
+
+__all__ = [*registry.list_models(), "anysat", "AnySat", "terrasense_base"]
 globals().update({name: _entrypoint(name) for name in registry.list_models()})

@@ -14,7 +14,8 @@ import eo_zoo
 from eo_zoo.errors import InputError
 
 ROOT = Path(__file__).parent.parent
-NAMED_ALIASES = {"anysat", "AnySat"}  # what AnySat's own documentation calls
+# what AnySat's own documentation calls, and the model that answers in words
+NAMED_ALIASES = {"anysat", "AnySat", "terrasense_base"}
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +76,13 @@ def test_dependencies_are_the_four_that_are_needed():
     assert hubconf.dependencies == ["torch", "timm", "safetensors", "huggingface_hub"]
     public = {name for name in vars(hubconf) if callable(getattr(hubconf, name)) and not name.startswith("_")}
     assert public == set(eo_zoo.list_models()) | NAMED_ALIASES
+
+
+def test_terrasense(tmp_path):
+    from tests.vlm import tiny
+
+    folder = str(tiny.build(tmp_path / "tiny"))
+    model = torch.hub.load(str(ROOT), "terrasense_base", source="local", path_or_id=folder)
+    assert model.model_type == "qwen2_5_vl" and model.name == folder
+    with pytest.raises(InputError, match="published weights only"):
+        torch.hub.load(str(ROOT), "terrasense_base", source="local", pretrained=False)

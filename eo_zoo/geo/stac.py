@@ -42,14 +42,20 @@ def read_item(source: str) -> Any:
         DownloadError: the server could not be reached, or failed.
     """
     try:
-        return json.loads(_fetch(source) if is_remote(source) else Path(source).read_bytes())
+        return json.loads(fetch(source) if is_remote(source) else Path(source).read_bytes())
     except OSError as error:
         raise InputError(f"{source}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{source}: not a STAC item, as it is not JSON ({error})") from error
 
 
-def _fetch(address: str) -> bytes:
+def fetch(address: str) -> bytes:
+    """What an http(s) address holds.
+
+    Raises:
+        InputError: the server refuses it.
+        DownloadError: it could not be reached, or failed.
+    """
     import requests  # here, as only items on the web need it
 
     try:
@@ -105,6 +111,30 @@ def from_item(item: object, place: str | None, *, sensor: str | None, default_se
     if found.sensor.partition("-")[0] == "S2":
         _offsets(properties, found)
     return found
+
+
+def visual(item: object, place: str | None) -> str | None:
+    """What GDAL opens for an item's picture in true colour, the asset or the role "visual", or None.
+
+    Args:
+        item: the item's JSON object.
+        place: as of :func:`from_item`.
+
+    Raises:
+        InputError: its href has no place to start from.
+    """
+    if not isinstance(item, Mapping) or not isinstance(item.get("assets"), Mapping):
+        return None
+    found = []
+    for key, asset in item["assets"].items():
+        if isinstance(asset, Mapping) and "visual" in (key.lower(), *(asset.get("roles") or ())):
+            rank = _media(str(asset.get("type") or ""), str(asset.get("href", "")))
+            if rank < len(MEDIA):
+                found.append((rank, key, asset))
+    if not found:
+        return None
+    _, key, asset = min(found, key=lambda one: one[0])
+    return _path(str(asset.get("href", "")), place or _self_link(item), key, place or "the STAC item")
 
 
 def _kind(item: object) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Self
 from eo_zoo.errors import DownloadError, InputError, WeightsError, require
 from eo_zoo.vlm.engine import FACTORS, Answer, Generation, Question, prepared
 from eo_zoo.vlm.tasks import Asker
-from eo_zoo.weights import sources
+from eo_zoo.weights import cache, sources
 
 OFFICIAL = "TerraSense-CASM/TerraSense-Base"
 CLASSES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
@@ -80,6 +81,7 @@ class TerraSense(Asker):
             DownloadError: it cannot be fetched.
             MissingExtra: accelerate or bitsandbytes is needed, and not installed.
         """
+        import huggingface_hub
         import torch
         import transformers
 
@@ -87,24 +89,29 @@ class TerraSense(Asker):
         device_map = device_map or ("auto" if torch.cuda.is_available() else None)
         if device_map is not None or quantization is not None:
             require("accelerate", "vlm")
-        where: dict[str, Any] = dict(token=token, local_files_only=sources.offline() is not None)
-        with _told(name):
-            facts, _ = transformers.PretrainedConfig.get_config_dict(_folder(name), revision=revision, **where)
-            model_type = _known(str(facts.get("model_type", "none")), name)
-            commit = facts.get("_commit_hash")
-            where |= dict(revision=commit or revision)
-            family = CLASSES[model_type]
+        with sources.access(token=token):
+            config = _config(name, revision)
+            off = sources.offline() is not None
+        commit = None if Path(name).is_dir() else config.parent.name  # the snapshot's
+        where: dict[str, Any] = dict(
+            revision=commit, token=token, local_files_only=off, cache_dir=huggingface_hub.constants.HF_HUB_CACHE
+        )
+        with _told(name), _quiet():
+            family = CLASSES[_known(json.loads(config.read_text(encoding="utf-8")).get("model_type"), name)]
             model, info = getattr(transformers, f"{family}ForConditionalGeneration").from_pretrained(
                 name,
                 dtype=dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32),
                 device_map=device_map,
                 quantization_config=_quantized(quantization),
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # refused below, with all else that does not fit
                 output_loading_info=True,
                 **where,
             )
             processor = getattr(transformers, f"{family}Processor").from_pretrained(name, **where)
         _require_whole(info, name)
+        if commit:
+            _require_verified(config.parent)
         return cls(model, processor, name=name, revision=commit, batch_size=batch_size)
 
     # ---- answers ----
@@ -203,18 +210,24 @@ class TerraSense(Asker):
             messages = [{"role": "user", "content": content}]
             texts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
             images += [prepared(image) for image in question.images]
-        limits = {"min_pixels": generation.min_pixels, "max_pixels": generation.max_pixels}
         inputs = processor(
             text=texts,
             images=images,
             padding=True,
             padding_side="left",
             return_tensors="pt",
-            **{name: value for name, value in limits.items() if value is not None},
+            **self._limits(generation),
         )
         patch = processor.image_processor.patch_size
         sizes = iter([(columns * patch, rows * patch) for _, rows, columns in inputs["image_grid_thw"].tolist()])
         return inputs.to(self.model.device), [tuple(next(sizes) for _ in q.images) for q in questions]
+
+    def _limits(self, generation: Generation) -> dict[str, Any]:
+        if generation.min_pixels is generation.max_pixels is None:
+            return {}
+        own = self.processor.image_processor.size
+        low, high = generation.min_pixels or own["shortest_edge"], generation.max_pixels or own["longest_edge"]
+        return {"size": {"shortest_edge": low, "longest_edge": high}}  # called edges, but these are numbers of pixels
 
     def _sampling(self, generation: Generation) -> dict[str, Any]:
         made: dict[str, Any] = {"max_new_tokens": generation.max_new_tokens}
@@ -257,28 +270,45 @@ def _seeded(seed: int | None) -> Iterator[None]:
 # ---- loading ----
 
 
-def _folder(name: str) -> str:
-    """The name, where it is no folder without a model."""
+def _config(name: str, revision: str | None) -> Path:
+    """config.json of a folder, or of a repository at one commit."""
     folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise InputError(
-                f"{name}: a LoRA adapter, which is no model by itself: merge it with its base model first, with "
-                "eo-zoo sft merge"
+    if not folder.is_dir():
+        if folder.is_absolute() or name.startswith(".") or folder.exists():
+            raise InputError(f"{name}: not a folder; expected a model's folder or a repository of the Hub")
+        return sources.fresh(name, "config.json", revision=revision)
+    if revision is not None:
+        raise InputError(f"{name} is a folder, which has no revision {revision}: leave revision out")
+    if (folder / "config.json").is_file():
+        return folder / "config.json"
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"{name}: a LoRA adapter, which is no model by itself: merge it with its base model first, with eo-zoo sft "
+            "merge"
+        )
+    raise InputError(f"{name}: there is no config.json in this folder; expected a model's folder")
+
+
+def _require_verified(snapshot: Path) -> None:
+    """The Hub's cache calls a file by the SHA-256 that the Hub states for it: what is in it must have this."""
+    for path in sorted(snapshot.glob("*.safetensors")):
+        stated = path.resolve().name
+        if not cache.is_sha256(stated):
+            raise WeightsError(f"{path.name} of {snapshot}: the Hub states no SHA-256 for it, so it cannot be verified")
+        if cache.remembered_digest(cache.cache_root(), path.resolve()) != stated:
+            raise WeightsError(
+                f"{path.name} of {snapshot} is damaged: its SHA-256 is not the one that the Hub states; remove "
+                f"{path.resolve()} to have it fetched again"
             )
-        raise InputError(f"{name}: there is no config.json in this folder; expected a model's folder")
-    if not folder.is_dir() and (folder.is_absolute() or name.startswith(".") or folder.exists()):
-        raise InputError(f"{name}: not a folder; expected a model's folder or a repository of the Hub")
-    return name
 
 
-def _known(model_type: str, name: str) -> str:
+def _known(model_type: Any, name: str) -> str:
     if model_type not in FACTORS:
         raise InputError(
             f"{name}: its model type is '{model_type}', expected one of {', '.join(FACTORS)}: TerraSense is a Qwen-VL "
             "model, and others write places in other ways"
         )
-    return model_type
+    return str(model_type)
 
 
 def _quantized(quantization: Any) -> Any:
@@ -324,6 +354,23 @@ def _told(name: str) -> Iterator[None]:
                 f"converters/terrasense.py ({text})"
             ) from error
         raise (InputError if Path(name).is_dir() else DownloadError)(f"{name}: cannot be loaded ({text})") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' reports, which end in an error of ours, and its bar where nobody looks on."""
+    from transformers.utils import logging
+
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:

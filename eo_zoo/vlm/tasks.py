@@ -10,13 +10,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eo_zoo.vlm.boxes import Box, Window, merge, windows
-from eo_zoo.vlm.parse import Space, Unparsed, parse_boxes, parse_count
-
 from eo_zoo.errors import InputError, nearest
 from eo_zoo.progress import progress_bar
 from eo_zoo.vlm import prompts
+from eo_zoo.vlm.boxes import Box, Window, merge, windows
 from eo_zoo.vlm.engine import FACTORS, GENERATION_OPTIONS, MOST, Answer, Generation, Question, check_shape
+from eo_zoo.vlm.parse import Space, Unparsed, parse_boxes, parse_count
 
 if TYPE_CHECKING:
     from eo_zoo.vlm.pictures import Picture
@@ -220,9 +219,7 @@ class Asker(abc.ABC):
             prompt: instead of ``eo_zoo.vlm.prompts.classify``.
             **options: see the class.
         """
-        names = [name.strip() for name in classes]
-        if isinstance(classes, str) or len(set(names)) < len(names) or len(names) < 2 or not all(names):
-            raise InputError(f"classes are {classes!r}, expected a list of two or more different names")
+        names = class_names(classes)
         generation, reading = _options(options, EXACT)
         with ExitStack() as stack:
             pictures = _open(stack, image, reading)
@@ -320,8 +317,8 @@ class Asker(abc.ABC):
                 picture = pictures[0]
                 own = {name: value for name, value in options.items() if name not in READING}
                 found = self.detect(picture, what, prompt=prompt, **own)
-                said = dict(prompt=found.prompt, sources=(found.source,), model=found.model, revision=found.revision)
-                told = dict(notes=(*found.notes, "boxes were counted"), warnings=found.warnings)
+                said: dict[str, Any] = dict(prompt=found.prompt, sources=(found.source,), model=found.model, revision=found.revision)
+                told: dict[str, Any] = dict(notes=(*found.notes, "boxes were counted"), warnings=found.warnings)
                 return Count(value=len(found), text=found.summary(), detections=found, **said, **told)
             if options.get("window"):
                 raise InputError("the number is asked of a whole image: leave window out, or count with boxes=True")
@@ -437,6 +434,18 @@ class Asker(abc.ABC):
         )
 
 
+def class_names(classes: Sequence[str]) -> list[str]:
+    """The names, without spaces around them.
+
+    Raises:
+        InputError: fewer than two, one twice, or an empty one.
+    """
+    names = [name.strip() for name in classes]
+    if isinstance(classes, str) or len(set(names)) < len(names) or len(names) < 2 or not all(names):
+        raise InputError(f"classes are {classes!r}, expected a list of two or more different names")
+    return names
+
+
 WINDOWING = ("window", "overlap", "progress")
 
 
@@ -460,12 +469,14 @@ def _open(stack: ExitStack, image: Any, reading: Mapping[str, Any], *, aligned: 
     if not 1 <= len(images) <= 2 or any(one is None for one in images):
         given = "no image was" if not images or None in images else f"{len(images)} images were"
         raise InputError(f"{given} given, expected one, or two to compare")
-    if aligned and len(images) == 2:
+    if aligned and len(images) == 2 and not all(isinstance(one, Picture) for one in images):
         pictures: tuple[Picture, ...] = open_pair(*images, **reading)
     else:
         pictures = tuple(one if isinstance(one, Picture) else open_picture(one, **reading) for one in images)
+    if aligned and len({one.size for one in pictures}) > 1:
+        raise InputError("the two pictures are not on one grid: open them with open_pair")
     for one in pictures:
-        if one not in images:  # what the caller opened stays open
+        if not any(one is given for given in images):  # what the caller opened stays open
             stack.enter_context(one)
     return pictures
 
