@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from eo_zoo import cli_vlm
+from eo_zoo import cli_serve, cli_sft, cli_vlm
 from eo_zoo.console import err, out, print_json, warn
 from eo_zoo.errors import DownloadError, InputError, MissingExtra
 from eo_zoo.options import (
@@ -528,6 +528,8 @@ def stats(
 
 
 cli_vlm.add_to(app)
+app.command()(cli_serve.serve)
+app.add_typer(cli_sft.app, name="sft")
 
 
 def _lists(inputs: list[str]) -> dict[str, list[str]]:

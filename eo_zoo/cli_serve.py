@@ -23,8 +23,8 @@ def serve(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     backend: Annotated[str | None, typer.Option(help="vllm or transformers; vLLM where it is installed.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; others than this machine are let in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen at; this one answers this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="To listen at.")] = 8000,
     tensor_parallel_size: Annotated[int, typer.Option(min=1, help=f"GPUs to spread the model over; {VLLM}.")] = 1,
     api_key: Annotated[
         str | None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +12,7 @@ from rich.table import Table
 
 from eo_zoo.console import err, out, print_json, warn
 from eo_zoo.errors import InputError
-from eo_zoo.options import AsJson, Box, BoxCrs, Nodata, Overwrite, Quiet, Sensor
+from eo_zoo.options import AsJson, Box, BoxCrs, Nodata, Overwrite, Quiet, Sensor, with_options
 
 if TYPE_CHECKING:
     from eo_zoo.vlm.pictures import Picture
@@ -52,7 +50,7 @@ MODEL: Group = {
     ],
     "concurrency": Annotated[int | None, typer.Option(help="With --url: requests at a time; 8.")],
     "retries": Annotated[int | None, typer.Option(help="With --url: of a request that fails; 4.")],
-    "timeout": Annotated[float | None, typer.Option(help="With --url: seconds for an answer; 120.")],
+    "timeout": Annotated[float | None, typer.Option(help="With --url: seconds for an answer, retries included; 600.")],
 }  # fmt: skip
 SERVED = ("model_type", "concurrency", "retries", "timeout")
 LOCAL = ("revision", "dtype", "device_map", "quantization", "batch_size")
@@ -89,28 +87,7 @@ WINDOWS: Group = {
 
 
 def _with(*groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the model's options and these, as one dict ``options`` of what was given."""
-
-    def wrap(function: Callable[..., None]) -> Callable[..., None]:
-        shared = {name: kind for group in (MODEL, *groups) for name, kind in group.items()}
-        own = [one for name, one in inspect.signature(function, eval_str=True).parameters.items() if name != "options"]
-        added = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-            for name, kind in shared.items()
-        ]
-
-        @functools.wraps(function)
-        def command(**given: Any) -> None:
-            options = {name: given.pop(name) for name in shared}
-            function(**given, options={name: value for name, value in options.items() if value is not None})
-
-        made: Any = command
-        made.__signature__ = inspect.Signature([*own, *added])
-        made.__annotations__ = {one.name: one.annotation for one in (*own, *added)}
-        del made.__wrapped__
-        return command
-
-    return wrap
+    return with_options(MODEL, *groups)
 
 
 def add_to(app: typer.Typer) -> None:

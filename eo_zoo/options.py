@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -110,3 +113,28 @@ SclInvalid = Annotated[
 MaxProbability = Annotated[
     float | None, typer.Option(help="Cloud probability, 0 to 100, above which a pixel is masked; 50.")
 ]
+
+
+def with_options(*groups: Mapping[str, Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of these groups (name: Annotated type), as one dict ``options`` of what was given."""
+
+    def wrap(function: Callable[..., None]) -> Callable[..., None]:
+        shared = {name: kind for group in groups for name, kind in group.items()}
+        own = [one for name, one in inspect.signature(function, eval_str=True).parameters.items() if name != "options"]
+        added = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            for name, kind in shared.items()
+        ]
+
+        @functools.wraps(function)
+        def command(**given: Any) -> None:
+            options = {name: given.pop(name) for name in shared}
+            function(**given, options={name: value for name, value in options.items() if value is not None})
+
+        made: Any = command
+        made.__signature__ = inspect.Signature([*own, *added])
+        made.__annotations__ = {one.name: one.annotation for one in (*own, *added)}
+        del made.__wrapped__
+        return command
+
+    return wrap
