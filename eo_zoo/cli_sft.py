@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from eo_zoo.cli_vlm import ANSWERING, MODEL, _asker, _asking
+from eo_zoo.cli_vlm import ANSWERING, MODEL, asker_of, asking_of
 from eo_zoo.console import err, out, print_json, warn
 from eo_zoo.options import AsJson, Overwrite, Quiet, with_options
 
@@ -240,7 +240,7 @@ def predict(
     sharegpt.check_output(output, overwrite=overwrite)
     conversations = sharegpt.read(data, media)
     progress = False if quiet else None
-    answered = evaluation.predict(_asker(options), conversations, progress=progress, **_asking(options))
+    answered = evaluation.predict(asker_of(options), conversations, progress=progress, **asking_of(options))
     sharegpt.write(output, answered, overwrite=overwrite)
     if not quiet:
         _say(f"{output}: answers to {sum(1 for one in answered for _ in one.turns())} questions")

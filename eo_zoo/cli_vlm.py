@@ -119,10 +119,10 @@ def ask(
         raise InputError(f"{len(paths)} images were given, expected one or two; --each asks of every one by itself")
     if stream and (as_json or each):
         raise InputError("--stream prints words as they come: leave --json and --each out")
-    own = _asking(options)
+    own = asking_of(options)
     if each:
         pairs = [(path, prompt) for path in paths]
-        replies = _asker(options).ask_all(pairs, progress=False if quiet else None, **own)
+        replies = asker_of(options).ask_all(pairs, progress=False if quiet else None, **own)
         if as_json:
             print_json([reply.to_dict() for reply in replies])
             return
@@ -131,7 +131,7 @@ def ask(
             typer.echo(f"{path}: {reply.text}")
         return
     with _opened(paths, own) as pictures:
-        asker = _asker(options)
+        asker = asker_of(options)
         if stream:
             for piece in asker.stream(pictures, prompt, **own):
                 typer.echo(piece, nl=False)
@@ -143,9 +143,9 @@ def ask(
 @_with(READING, ANSWERING)
 def describe(image: Image, options: dict[str, Any], quiet: Quiet = False, as_json: AsJson = False) -> None:
     """Describe an image."""
-    own = _asking(options)
+    own = asking_of(options)
     with _opened([image], own) as pictures:
-        _print(_asker(options).describe(pictures, **own), quiet, as_json)
+        _print(asker_of(options).describe(pictures, **own), quiet, as_json)
 
 
 @_with(READING, ANSWERING)
@@ -161,9 +161,9 @@ def classify(
     """The likeliest of a list of classes, with a score for each."""
     from eo_zoo.vlm.tasks import class_names
 
-    names, own = class_names(_classes(classes)), _asking(options)
+    names, own = class_names(_classes(classes)), asking_of(options)
     with _opened([image], own) as pictures:
-        found = _asker(options).classify(pictures, names, prompt=prompt, **own)
+        found = asker_of(options).classify(pictures, names, prompt=prompt, **own)
     if as_json:
         print_json(found.to_dict())
         return
@@ -187,10 +187,10 @@ def count(
     as_json: AsJson = False,
 ) -> None:
     """Count objects of a class."""
-    own = _asking(options)
+    own = asking_of(options)
     with _opened([image], own) as pictures:
         own["progress"] = False if quiet else None
-        found = _asker(options).count(pictures, what, boxes=boxes, prompt=prompt, **own)
+        found = asker_of(options).count(pictures, what, boxes=boxes, prompt=prompt, **own)
     if as_json:
         print_json(found.to_dict())
     else:
@@ -279,14 +279,14 @@ def _found(
     from eo_zoo.vlm.overlay import draw
     from eo_zoo.vlm.records import check_output
 
-    own = _asking(options)
+    own = asking_of(options)
     with _opened(images, own, aligned=True) as pictures:
         first, last = pictures[0], pictures[-1]
         if output is not None:
             check_output(output, first.crs is not None, overwrite=overwrite, inputs=images)
         if overlay is not None:
             writable("the overlay", overlay, (".png",), overwrite, *images)
-        found = look(_asker(options), pictures, own | {"progress": False if quiet else None})
+        found = look(asker_of(options), pictures, own | {"progress": False if quiet else None})
         if output is not None:
             found.write(output, overwrite=overwrite)
         if overlay is not None:
@@ -328,7 +328,7 @@ def _print(reply: Reply, quiet: bool, as_json: bool) -> None:
     typer.echo(reply.text)
 
 
-def _asker(options: Mapping[str, Any]) -> Asker:
+def asker_of(options: Mapping[str, Any]) -> Asker:
     """The model here, or the one behind ``--url``."""
     given = {name: value for name, value in options.items() if name in MODEL}
     name = given.pop("model", None)
@@ -346,7 +346,7 @@ def _asker(options: Mapping[str, Any]) -> Asker:
     return TerraSense.from_pretrained(*[name] * (name not in (None, NAME)), **given)
 
 
-def _asking(options: Mapping[str, Any]) -> dict[str, Any]:
+def asking_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """How to read and to answer, as the calls take it."""
     own = {name: value for name, value in options.items() if name not in MODEL}
     if "bands" in own:

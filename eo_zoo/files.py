@@ -1,13 +1,17 @@
-"""Writing files so that they are whole or absent."""
+"""Writing files and folders so that they are whole or absent."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from eo_zoo.errors import InputError
 
 
 @contextlib.contextmanager
@@ -19,6 +23,25 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def require_new(folder: Path) -> None:
+    """Raise InputError for a folder that exists."""
+    if folder.exists():
+        raise InputError(f"{folder} exists: remove it, or give another folder")
+
+
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside ``folder`` to fill: it takes that name at the end, or goes if there is an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield beside
+        beside.chmod(0o755)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def sweep(path: Path) -> None:

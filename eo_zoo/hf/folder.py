@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from torch import nn
 
 from eo_zoo import registry
 from eo_zoo.errors import InputError, WeightsError
-from eo_zoo.files import replacing
+from eo_zoo.files import making, replacing, require_new
 from eo_zoo.hf.anysat import AnySatForImageClassification, AnySatModel
 from eo_zoo.hf.config import AnySatConfig, EoZooConfig, MarsConfig, MultiMaeEoConfig, SmartiesConfig
 from eo_zoo.hf.mars import MarsForImageClassification, MarsModel
@@ -89,26 +87,14 @@ def export(name: str, folder: str | Path, **kwargs: Any) -> None:
     place(folder, model, lambda beside: save(model, beside))
 
 
-def require_new(folder: Path) -> None:
-    """Raise InputError for a folder that exists."""
-    if folder.exists():
-        raise InputError(f"{folder} exists: remove it, or give another folder")
-
-
 def place(folder: Path, model: nn.Module, write: Callable[[Path], None]) -> None:
     """Let ``write`` write a model beside ``folder``, compare what timm reads there, and only then rename it.
 
     Raises:
         WeightsError: what was read back differs.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with making(folder) as beside:
         write(beside)
         tensors, again = model.state_dict(), timm.create_model(f"local-dir:{beside}", pretrained=True).state_dict()
         if set(again) != set(tensors) or not all(torch.equal(again[name], tensors[name]) for name in tensors):
             raise WeightsError(f"{folder}: what was read back differs from what was written")
-        beside.chmod(0o755)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

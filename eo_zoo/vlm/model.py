@@ -70,7 +70,8 @@ class TerraSense(Asker):
             revision: branch, tag or commit there.
             dtype: of the weights, as ``torch.bfloat16`` or "bfloat16"; "auto" for what they are stored as. By default
                 bfloat16 on a GPU and float32 on a CPU, as published.
-            device_map: as transformers has it: "auto", "cpu", "cuda:0", a dict. By default "auto" where there is a GPU.
+            device_map: as transformers has it: "auto", "cpu", "cuda:0", a dict, or False for none. By default "auto" where there
+                is a GPU.
             quantization: "8bit" or "4bit" (needs bitsandbytes), or a quantization configuration of transformers.
             token: of the Hub; None for that of ``hf auth login``.
             batch_size: see the class.
@@ -86,8 +87,9 @@ class TerraSense(Asker):
         import transformers
 
         name = str(path_or_id)
-        device_map = device_map or ("auto" if torch.cuda.is_available() else None)
-        if device_map is not None or quantization is not None:
+        if device_map is None:
+            device_map = "auto" if torch.cuda.is_available() else False
+        if device_map or quantization is not None:
             require("accelerate", "vlm")
         with sources.access(token=token):
             config = _config(name, revision)
@@ -101,7 +103,7 @@ class TerraSense(Asker):
             model, info = getattr(transformers, f"{family}ForConditionalGeneration").from_pretrained(
                 name,
                 dtype=dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32),
-                device_map=device_map,
+                device_map=device_map or None,
                 quantization_config=_quantized(quantization),
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # refused below, with all else that does not fit

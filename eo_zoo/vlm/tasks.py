@@ -15,7 +15,7 @@ from eo_zoo.progress import progress_bar
 from eo_zoo.vlm import prompts
 from eo_zoo.vlm.boxes import Box, Window, merge, windows
 from eo_zoo.vlm.engine import FACTORS, GENERATION_OPTIONS, MOST, Answer, Generation, Question, check_shape
-from eo_zoo.vlm.parse import Space, Unparsed, parse_boxes, parse_count
+from eo_zoo.vlm.parse import Space, Unparsed, parse_count, parse_together
 
 if TYPE_CHECKING:
     from eo_zoo.vlm.pictures import Picture
@@ -389,20 +389,24 @@ class Asker(abc.ABC):
     ) -> Looked:
         """Ask of each window, and read the answers; boxes are in pixels of the whole image."""
         assert self.model_type is not None  # checked by the caller
-        looked = Looked()
+        answers: list[tuple[Window, Answer]] = []
         with progress_bar("looking", len(shown), progress if len(shown) > 1 else False, "windows") as tick:
             for chunk in _chunks(shown, self.at_a_time):
                 asked = [self._question(pictures, prompt, generation, place) for place in chunk]
-                for place, answer in zip(chunk, self.answer(asked, generation), strict=True):
-                    space = Space.of(self.model_type, answer.seen[-1], (place.width, place.height))
-                    parsed = parse_boxes(answer.text, space, label=label)
-                    looked.found.append((place, [box.shifted(place.col, place.row) for box in parsed.boxes]))
-                    looked.unparsed += parsed.unparsed
-                    looked.warnings += parsed.warnings
-                    looked.answers.append(answer.text)
-                    looked.cut += not answer.complete
+                answers += zip(chunk, self.answer(asked, generation), strict=True)
                 tick(len(chunk))
-        return looked
+        spaces = [Space.of(self.model_type, one.seen[-1], (place.width, place.height)) for place, one in answers]
+        parsed = parse_together([one.text for _, one in answers], spaces, label=label)
+        return Looked(
+            found=[
+                (place, [box.shifted(place.col, place.row) for box in own.boxes])
+                for (place, _), own in zip(answers, parsed, strict=True)
+            ],
+            unparsed=[part for own in parsed for part in own.unparsed],
+            answers=[one.text for _, one in answers],
+            warnings=[text for own in parsed for text in own.warnings],
+            cut=sum(not one.complete for _, one in answers),
+        )
 
     def _question(
         self, pictures: Sequence[Picture], prompt: str, generation: Generation, window: Window | None = None

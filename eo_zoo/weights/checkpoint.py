@@ -80,6 +80,10 @@ INERT = (
     *(f"numpy.dtypes.{name}DType" for name in ("Bool", "Float32", "Float64", "Int32", "Int64", "UInt8")),
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local")
       for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    *(f"deepspeed.{name}" for name in (
+        "runtime.fp16.loss_scaler.LossScaler", "runtime.fp16.loss_scaler.DynamicLossScaler",
+        "runtime.zero.config.ZeroStageEnum", "utils.tensor_fragment.fragment_address",
+    )),
 )  # fmt: skip
 INERT_DICTS = ("collections.defaultdict",)
 
@@ -93,12 +97,12 @@ BROKEN = (
 _unpickling = threading.Lock()  # safe_globals changes a list that all threads share
 
 
-def read(path: str | Path) -> dict[str, Tensor]:
+def read(path: str | Path, *, keep_prefixes: bool = False) -> dict[str, Tensor]:
     """The tensors of a checkpoint: safetensors, torch's zip archive or torch's older format, by content.
 
     Nothing in the file is executed. Files of the first two kinds are memory-mapped: tensors are pages of the
     file until they are written to, and writing never reaches the file. A dict under one of `WRAPPERS` is
-    opened, `PREFIXES` common to all names are removed, what is not a tensor is dropped.
+    opened, `PREFIXES` common to all names are removed unless they are to be kept, what is not a tensor is dropped.
 
     Raises:
         InputError: there is no such file.
@@ -109,13 +113,25 @@ def read(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: give a checkpoint file")
     with path.open("rb") as file:
         head = file.read(len(LEGACY_MAGIC))
+    tensors = _unwrap(stored.read(path) if head[8:9] == b"{" else objects(path), path)
+    return tensors if keep_prefixes else _without_prefixes(tensors)
+
+
+def objects(path: Path) -> object:
+    """All that a file of torch.save holds, with tensors as in `read` and stand-ins for foreign objects.
+
+    The tensors are not checked: see `check_tensor`.
+
+    Raises:
+        WeightsError: the file is hostile, damaged or of another kind.
+    """
+    with path.open("rb") as file:
+        head = file.read(len(LEGACY_MAGIC))
     if head.startswith(ZIP_MAGIC):
         _check_archive(path)
-        return _unwrap(_unpickle(path, mmap=True), path)
+        return _unpickle(path, mmap=True)
     if head == LEGACY_MAGIC:
-        return _unwrap(_unpickle(path, mmap=False), path)
-    if head[8:9] == b"{":
-        return _unwrap(stored.read(path), path)
+        return _unpickle(path, mmap=False)
     raise WeightsError(f"{path} is not a checkpoint: {_guess(head)}")
 
 
@@ -172,7 +188,7 @@ def _beyond_end(path: Path) -> str:
         try:
             with _safely(), torch.serialization.skip_data():
                 loaded = torch.load(small, map_location="cpu", weights_only=True)
-            tensors = _unwrap(loaded, path)
+            tensors = _without_prefixes(_unwrap(loaded, path))
         except BROKEN:  # a WeightsError too
             return ""
         size = path.stat().st_size
@@ -190,7 +206,7 @@ def _beyond_end(path: Path) -> str:
     lost = [name for name, tensor in tensors.items() if _storage(tensor) not in whole]
     if not lost:
         return ""
-    return f"it has {size:,} bytes, and {len(lost)} of its {len(tensors)} tensors lie beyond ({_some(lost)})"
+    return f"it has {size:,} bytes, and {len(lost)} of its {len(tensors)} tensors lie beyond ({some(lost)})"
 
 
 def _storage(tensor: Tensor) -> tuple[int, int]:
@@ -248,7 +264,7 @@ def _diagnose(error: BaseException) -> str:
 
 
 def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
-    top = f"its keys are {_some(map(str, loaded))}" if isinstance(loaded, dict) else f"it is {type(loaded)}"
+    top = f"its keys are {some(map(str, loaded))}" if isinstance(loaded, dict) else f"it is {type(loaded)}"
     for key in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
@@ -258,13 +274,18 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{path} holds no tensors where a model's would be: {top}")
     for name, tensor in tensors.items():
-        _check_tensor(name, tensor, path)
+        check_tensor(name, tensor, path)
+    return tensors
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
-def _check_tensor(name: object, tensor: Tensor, path: Path) -> None:
+def check_tensor(name: object, tensor: Tensor, path: Path) -> None:
+    """Raise WeightsError for a name that is no text, and for a tensor without plain values of its own."""
     if not isinstance(name, str):
         raise WeightsError(f"{path} names a tensor {name!r}; expected text")
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
@@ -277,7 +298,8 @@ def _check_tensor(name: object, tensor: Tensor, path: Path) -> None:
 # ----------------------------------------------------------------------------------------- comparison
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first ten names, and how many more there are."""
     listed = list(names)
     return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
 
@@ -310,7 +332,7 @@ def check_fit(
         if name in found and tuple(found[name].shape) != tuple(tensor.shape)
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    faults = [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names]
+    faults = [f"{len(names)} {kind} ({some(names)})" for kind, names in kinds.items() if names]
     if faults:
         kind = IncompleteError if missing else WeightsError
         raise kind(f"{what} does not fit the model: " + "; ".join(faults))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,17 @@ def read(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is not valid safetensors ({error}); download it again") from error
 
 
-def save(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str]) -> None:
+def save(
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    *,
+    metadata: Mapping[str, str],
+    values: Callable[[str], Tensor] | None = None,
+) -> None:
     """Write safetensors and wait until they are on the disk; equal input gives equal bytes.
+
+    With ``values``, which is asked for one tensor at a time, ``tensors`` only tells their types and shapes and may be
+    on the meta device.
 
     Written here because the library's own writer puts several metadata keys in a random order and needs a
     second copy of all tensors in memory.
@@ -104,6 +113,7 @@ def save(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, st
         for name in names:
             # A copy: what is written straight from a mapped file, Linux caches in small pages, and until the file
             # leaves its cache each load takes half as long again.
-            file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            tensor = tensors[name] if values is None else values(name)
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         file.flush()
         os.fsync(file.fileno())
