@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from PIL import Image
 
@@ -132,6 +133,18 @@ def seen(size: Size, model_type: str, generation: Generation) -> Size:
     factor = FACTORS[model_type]
     low, high = generation.min_pixels or FEWEST, generation.max_pixels or MOST
     return multiples(size, factor, low, high)
+
+
+def limits(processor: Any, generation: Generation) -> dict[str, Any]:
+    """What an image processor is given so that images have so many pixels.
+
+    In transformers 4.57 it keeps ``min_pixels`` and ``max_pixels``, which go before ``size`` without a word; in 5 these
+    are deprecated, and ``size`` holds them as edges.
+    """
+    old = getattr(processor, "min_pixels", None) is not None
+    low = generation.min_pixels or (processor.min_pixels if old else processor.size["shortest_edge"])
+    high = generation.max_pixels or (processor.max_pixels if old else processor.size["longest_edge"])
+    return {"min_pixels": low, "max_pixels": high} if old else {"size": {"shortest_edge": low, "longest_edge": high}}
 
 
 def multiples(size: Size, factor: int, low: int, high: int) -> Size:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from eo_zoo.errors import DownloadError, InputError, WeightsError, require
-from eo_zoo.vlm.engine import FACTORS, Answer, Generation, Question, prepared
+from eo_zoo.vlm.engine import FACTORS, Answer, Generation, Question, limits, prepared
 from eo_zoo.vlm.tasks import Asker
 from eo_zoo.weights import cache, sources
 
@@ -98,7 +98,7 @@ class TerraSense(Asker):
         where: dict[str, Any] = dict(
             revision=commit, token=token, local_files_only=off, cache_dir=huggingface_hub.constants.HF_HUB_CACHE
         )
-        with _told(name), _quiet():
+        with _told(name), quietly():
             family = CLASSES[_known(json.loads(config.read_text(encoding="utf-8")).get("model_type"), name)]
             model, info = getattr(transformers, f"{family}ForConditionalGeneration").from_pretrained(
                 name,
@@ -218,18 +218,11 @@ class TerraSense(Asker):
             padding=True,
             padding_side="left",
             return_tensors="pt",
-            **self._limits(generation),
+            **limits(processor.image_processor, generation),
         )
         patch = processor.image_processor.patch_size
         sizes = iter([(columns * patch, rows * patch) for _, rows, columns in inputs["image_grid_thw"].tolist()])
         return inputs.to(self.model.device), [tuple(next(sizes) for _ in q.images) for q in questions]
-
-    def _limits(self, generation: Generation) -> dict[str, Any]:
-        if generation.min_pixels is generation.max_pixels is None:
-            return {}
-        own = self.processor.image_processor.size
-        low, high = generation.min_pixels or own["shortest_edge"], generation.max_pixels or own["longest_edge"]
-        return {"size": {"shortest_edge": low, "longest_edge": high}}  # called edges, but these are numbers of pixels
 
     def _sampling(self, generation: Generation) -> dict[str, Any]:
         made: dict[str, Any] = {"max_new_tokens": generation.max_new_tokens}
@@ -359,7 +352,7 @@ def _told(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without transformers' reports, which end in an error of ours, and its bar where nobody looks on."""
     from transformers.utils import logging
 

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from eo_zoo.errors import InputError
-from eo_zoo.vlm.engine import FACTORS, FEWEST, MOST, STEP, Generation, Size, check_shape, multiples, prepared, seen
+from eo_zoo.vlm.engine import FACTORS, FEWEST, MOST, STEP, Generation, Size, check_shape, limits, multiples, prepared, seen
 from eo_zoo.vlm.sft.sharegpt import Conversation, Message
 
 IGNORED = -100  # label of a token without a loss
@@ -33,18 +33,6 @@ def seen_size(size: Size, model_type: str, generation: Generation) -> Size:
     """
     check_shape(size)
     return seen(multiples(size, STEP, FEWEST, MOST), model_type, generation)
-
-
-def limits(processor: Any, generation: Generation) -> dict[str, Any]:
-    """What an image processor is given so that images have so many pixels.
-
-    In transformers 4.57 it keeps ``min_pixels`` and ``max_pixels``, which go before ``size`` without a word; in 5 these
-    are deprecated, and ``size`` holds them as edges.
-    """
-    old = getattr(processor, "min_pixels", None) is not None
-    low = generation.min_pixels or (processor.min_pixels if old else processor.size["shortest_edge"])
-    high = generation.max_pixels or (processor.max_pixels if old else processor.size["longest_edge"])
-    return {"min_pixels": low, "max_pixels": high} if old else {"size": {"shortest_edge": low, "longest_edge": high}}
 
 
 def row(conversation: Conversation) -> dict[str, Any]:

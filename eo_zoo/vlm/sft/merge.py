@@ -9,7 +9,7 @@ from typing import Any
 from eo_zoo.errors import InputError, WeightsError, require
 from eo_zoo.files import making, require_new
 from eo_zoo.vlm.engine import FACTORS
-from eo_zoo.vlm.model import TerraSense, _quiet
+from eo_zoo.vlm.model import TerraSense, quietly
 
 #: Largest difference of logits over the largest logit, by the precision that the merged weights are rounded to.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
@@ -57,7 +57,7 @@ def merge(
     _require_all(adapted, adapter)
     wanted = _logits(adapted, loaded.processor)
     merged = adapted.merge_and_unload(safe_merge=True).to(precision)
-    with making(output) as folder, _quiet():
+    with making(output) as folder, quietly():
         merged.save_pretrained(folder)
         loaded.processor.save_pretrained(folder)
         del loaded, adapted, merged  # one model in memory at a time

@@ -13,7 +13,7 @@ from pathlib import Path
 from eo_zoo.errors import InputError, require
 from eo_zoo.vlm import prompts
 from eo_zoo.vlm.boxes import Box, Window, windows
-from eo_zoo.vlm.engine import FACTORS, Generation, Size
+from eo_zoo.vlm.engine import FACTORS, Generation, Size, check_shape
 from eo_zoo.vlm.parse import Space
 from eo_zoo.vlm.sft.collate import seen_size
 from eo_zoo.vlm.sft.sharegpt import Conversation
@@ -176,6 +176,10 @@ def _objects(scene: Scene, classes: Sequence[str], oriented: bool, writing: Writ
 
 def _visible(scene: Scene, writing: Writing, left_out: Counter[str]) -> Scene:
     """The scene with its boxes as far as they are inside it and can be written."""
+    try:
+        check_shape(scene.size)
+    except InputError as error:
+        raise InputError(f"{scene.images[0]}: {error}; or cut it into parts with --window 1024") from error
     whole = Window(0, 0, scene.size[1], scene.size[0])
     boxes = []
     for box in scene.boxes:

@@ -17,7 +17,7 @@ from typing import Any
 from eo_zoo.errors import InputError, require
 from eo_zoo.progress import progress_bar
 from eo_zoo.vlm.engine import Generation
-from eo_zoo.vlm.model import TerraSense, _quiet
+from eo_zoo.vlm.model import TerraSense, quietly
 from eo_zoo.vlm.sft.collate import Collator, row
 from eo_zoo.vlm.sft.sharegpt import Conversation
 
@@ -208,7 +208,7 @@ def train(
     every = list(trainer.model.parameters())
     parameters = sum(one.numel() for one in every if one.requires_grad)
     report("note", f"{parameters:,} of {sum(one.numel() for one in every):,} parameters are trained")
-    with _quiet(), _followed(trainer, progress, report):
+    with quietly(), _followed(trainer, progress, report):
         trainer.train(resume_from_checkpoint=checkpoint)
         if not recipe.lora and not recipe.deepspeed:
             trainer.model.to(stored)
