@@ -23,14 +23,18 @@ def options(description: str, family: str, default: str) -> argparse.ArgumentPar
     return parser
 
 
-def finish(folder: Path, work: Callable[[], None]) -> int:
-    """Do the work and tell how it went: exit code 2 for a checkpoint or folder that cannot be used."""
+def finish(folder: Path | None, work: Callable[[], None]) -> int:
+    """Do the work and tell how it went: exit code 2 for what was given and cannot be used, 1 for a full disk."""
     try:
         work()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{folder}: every tensor read back and equal")
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if folder is not None:
+        print(f"{folder}: every tensor read back and equal")
     return 0
 
 

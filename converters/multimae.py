@@ -18,7 +18,8 @@ from pathlib import Path
 from folder import finish, options
 
 import eo_zoo
-from eo_zoo.hf.folder import export, place, require_new
+from eo_zoo.files import require_new
+from eo_zoo.hf.folder import export, place
 from eo_zoo.models.multimae_vit import save_vit, to_vit
 
 

@@ -283,7 +283,7 @@ def _found(
     with _opened(images, own, aligned=True) as pictures:
         first, last = pictures[0], pictures[-1]
         if output is not None:
-            check_output(output, first.crs is not None, overwrite=overwrite, inputs=images)
+            check_output(output, None not in (first.crs, first.transform), overwrite=overwrite, inputs=images)
         if overlay is not None:
             writable("the overlay", overlay, (".png",), overwrite, *images)
         found = look(asker_of(options), pictures, own | {"progress": False if quiet else None})

@@ -90,6 +90,46 @@ def land_cover(path: Path) -> None:
     write(path, [codes], pixel=100)
 
 
+def port(path: Path) -> None:
+    """A made-up port, in bytes."""
+    from tests.vlm import port
+
+    port.write(path)
+
+
+def dated(path: Path, column: int) -> None:
+    """120 x 120 m in red, green and blue; the second of two lies 20 m east of the first."""
+    values = [one.astype(np.uint8) for one in surfaces(3, 120, 20, 200, first=column)]
+    write(path, values, pixel=1, origin=(ORIGIN[0] + 20 * column, ORIGIN[1]), names=["red", "green", "blue"])
+
+
+def photo(path: Path) -> None:
+    """Without a map."""
+    from PIL import Image
+
+    values = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    Image.fromarray(values).save(path)
+
+
+def objects(path: Path) -> None:
+    """DOTA, of four images."""
+    from tests.vlm.sft import published
+
+    published.dota(path)
+
+
+def trained(path: Path) -> None:
+    """A random TerraSense whose weights are pickled."""
+    import torch
+    from safetensors.torch import load_file
+
+    from tests.vlm import tiny
+
+    tiny.build(path)
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+
+
 FILES: dict[str, Callable[[Path], None]] = {
     "S2_folder": folder,
     "item.json": item,
@@ -101,4 +141,10 @@ FILES: dict[str, Callable[[Path], None]] = {
     "series": series,
     "dem.tif": elevation,
     "map.tif": land_cover,
+    "port.tif": port,
+    "before.tif": lambda path: dated(path, 0),
+    "after.tif": lambda path: dated(path, 1),
+    "photo.jpg": photo,
+    "DOTA": objects,
+    "trained": trained,
 }

@@ -8,9 +8,11 @@ weights are made by the tests' own code (tests/forged.py), which needs both. Eac
 - ```python blocks run top to bottom in one namespace, statement by statement. Where the comment beside an assignment
   begins with a shape, as in ``vector = model(x)  # (1, 128)``, the value has it.
 - ``` and ```bash blocks hold shell lines. ``eo-zoo`` runs in this process, over the inputs that the page names, made by
-  tests/page_files.py; ``python examples/...`` runs as it is; make, pip and .ci/run are CI's own lines, and looked up.
+  tests/page_files.py; ``python examples/...`` and ``python converters/...`` run as they are; make, pip and .ci/run are
+  CI's own lines, and looked up.
 - ``org/eo_zoo`` for torch.hub is this checkout; ``org/MODEL`` is, on a Hub of this machine, what
-  ``eo_zoo.hf.export("MODEL", folder)`` writes.
+  ``eo_zoo.hf.export("MODEL", folder)`` writes, and TerraSense a tiny random model with the official one's name.
+- http://127.0.0.1:8000 is a stand-in for a server of chats.
 
 Anything else, and a package that is missing, is a failure, but for the pages of `ELSEWHERE`. With --quick, shell lines
 that need published weights are left out: their models are of full size.
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import itertools
 import os
 import re
@@ -27,6 +30,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import tomllib
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -46,7 +50,10 @@ ELSEWHERE = {
     "docs/torchgeo_bench.md": "torchgeo-bench",
 }
 SHELL = ("", "bash")
-OUTPUTS = ("-o", "--output", "--preview", "--scores")
+OUTPUTS = ("-o", "--output", "--preview", "--scores", "--overlay")
+SCRIPTS = ("examples", "converters")
+ASKED = ("ask", "describe", "classify", "count", "detect", "ground", "change", "sft")
+ADDRESS = "http://127.0.0.1:8000"  # of a server, as pages have it
 SHAPE = r"\((?:[\d+* ]+|\.\.\.)(?:,[\d+* ]*)+\)"  # as (1, 49 + 49 + 1, 768) or (..., 16, 16)
 
 
@@ -117,13 +124,31 @@ def run_page(page: Path, *, quick: bool = False) -> None:
     found = blocks(page)
     if not found:
         raise PageError(f"{name_of(page)}: there is no block in it")
-    os.symlink(ROOT / "examples", "examples")
+    for folder in SCRIPTS:
+        os.symlink(ROOT / folder, folder)
     make_files("\n".join(block.code for block in found))
-    if page.parent.name == "model_cards":
+    if page.parent.name == "model_cards" and found[0].kind == "python":
         vars(module).update(given_by_card(found[0]))
+    with chats(found) as found:
+        run_blocks(found, vars(module), quick=quick)
+
+
+@contextlib.contextmanager
+def chats(found: list[Block]) -> Iterator[list[Block]]:
+    """The blocks with the address of a stand-in, where they ask a server."""
+    if not any(ADDRESS in block.code for block in found):
+        yield found
+        return
+    from tests.vlm.chat_server import ChatServer
+
+    with ChatServer() as server:
+        yield [replace(block, code=block.code.replace(ADDRESS, server.url)) for block in found]
+
+
+def run_blocks(found: list[Block], names: dict[str, Any], *, quick: bool) -> None:
     for block in found:
         if block.kind == "python":
-            run_python(block, vars(module))
+            run_python(block, names)
         elif block.kind in SHELL:
             for words in shell_lines(block):
                 run_shell(block, words, quick=quick)
@@ -188,14 +213,16 @@ def run_shell(block: Block, words: list[str], *, quick: bool = False) -> None:
     if words[0] == "eo-zoo":
         if not (quick and names_published(words)):
             run_eo_zoo(block, words[1:])
-    elif words[0] == "python" and words[1].startswith("examples/"):
+    elif words[0] == "python" and words[1].split("/")[0] in SCRIPTS:
         subprocess.run([sys.executable, *words[1:]], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     elif not in_ci(words):
         raise PageError(f"{block}: neither these tests nor .ci run '{shlex.join(words)}'")
 
 
 def names_published(words: list[str]) -> bool:
-    """Whether a word is a model whose weights are downloaded."""
+    """Whether a word is a model whose weights are downloaded, or the line asks TerraSense."""
+    if words[0] == "eo-zoo" and words[1] in ASKED and "--url" not in words:
+        return True
     from eo_zoo import registry, weights
     from eo_zoo.weights.sources import LOCAL
 
@@ -231,7 +258,14 @@ def in_ci(words: list[str]) -> bool:
 
 
 def requirements(words: list[str]) -> list[str]:
-    return [re.sub(r"^eo-zoo\b", ".", word) for word in words if not word.startswith("-")]
+    """What is to be installed, and the extras that an extra of this package takes in."""
+    wanted = [re.sub(r"^eo-zoo\b", ".", word) for word in words if not word.startswith("-")]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for word in wanted:  # which grows
+        for extra in re.findall(r"[\w-]+", word) if word.startswith(".[") else ():
+            own = [line for line in extras.get(extra, ()) if line.startswith("eo-zoo[")]
+            wanted += [f".[{one}]" for line in own for one in re.findall(r"\w+", line)[2:]]
+    return wanted
 
 
 def ci_lines() -> list[list[str]]:
@@ -265,6 +299,16 @@ def serve_models(hub: HubServer, text: str, folder: Path) -> None:
         for path in (path for path in (folder / name).rglob("*") if path.is_file()):
             file = path.relative_to(folder / name).as_posix()
             hub.add(f"org/{name}", file, path.read_bytes(), lfs=path.suffix == ".safetensors")
+
+
+def serve_terrasense(hub: HubServer, text: str, folder: Path) -> None:
+    """Let the Hub hold a tiny random TerraSense, where a page asks it."""
+    if not re.search(rf"TerraSense|eo-zoo (?:{'|'.join(ASKED)})", text) or folder.exists():
+        return
+    from tests.vlm import tiny
+
+    for path in tiny.brief(tiny.build(folder, "qwen3_vl")).iterdir():
+        hub.add("TerraSense-CASM/TerraSense-Base", path.name, path.read_bytes(), lfs=path.suffix == ".safetensors")
 
 
 def read_checkout() -> None:
@@ -319,7 +363,9 @@ def main() -> None:
                 folder = Path(work) / str(number)
                 folder.mkdir()
                 os.chdir(folder)
-                serve_models(hub, "\n".join(block.code for block in blocks(page)), Path(work) / "exported")
+                text = "\n".join(block.code for block in blocks(page))
+                serve_models(hub, text, Path(work) / "exported")
+                serve_terrasense(hub, text, Path(work) / "terrasense")
                 run_page(page, quick=arguments.quick)
                 sys.stdout.write(f"{name_of(page)}: every block ran\n")
         except PageError as error:

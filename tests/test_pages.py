@@ -47,7 +47,7 @@ def test_long_page(name):
 
 
 def test_the_pages_are_found():
-    assert {"README.md", "CONTRIBUTING.md"} <= {*QUICK} and "README.md" in PUBLISHED
+    assert {"README.md", "CONTRIBUTING.md"} <= {*QUICK} and {"README.md", "docs/terrasense.md"} <= {*PUBLISHED}
     assert {*LONG} <= {*HERE} and {Path(name).stem for name in CARDS} >= {"smarties_vit_base.eurosat_finetune"}
 
 
@@ -88,7 +88,13 @@ PASS = {
         'b = AutoModel.from_pretrained("org/smarties_vit_nano")\n'
         "assert any(torch.equal(p, a.cls_token) for p in b.parameters())",
     ),
-    "lines that CI has": BLOCK.format("", 'make test\nbash .ci/run\npip install ".[geo]"'),
+    "lines that CI has": BLOCK.format("", 'make test\nbash .ci/run\npip install ".[geo]"\npip install ".[vlm]"'),
+    "a server of chats": BLOCK.format("", 'eo-zoo ask photo.jpg "What?" --url http://127.0.0.1:8000')
+    + BLOCK.format(
+        "python",
+        "from eo_zoo.vlm import ServedModel\n"
+        'assert ServedModel("http://127.0.0.1:8000").ask("photo.jpg", "What?").text == "What?"',
+    ),
 }
 FAIL = {
     "a missing package": ("python", "import no_such_package", "No module named 'no_such_package'"),
@@ -104,6 +110,7 @@ FAIL = {
     "another kind": ("yaml", "model: x", "nothing runs a block of kind 'yaml'"),
     "another command": ("", "git clone x", "neither these tests nor .ci run 'git clone x'"),
     "a target that CI does not make": ("", "make clean", "neither these tests nor .ci run 'make clean'"),
+    "an extra that CI does not install": ("", 'pip install ".[terratorch]"', "neither these tests nor .ci run"),
     "a package that CI does not install": ("", "pip install no-such-package", "neither these tests nor .ci run"),
     "a wrong option": ("bash", "eo-zoo list --no-such", "'eo-zoo list --no-such' exits with 2"),
     "a script that fails": ("bash", "python examples/no_such.py", "non-zero exit status"),

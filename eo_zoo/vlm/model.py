@@ -70,8 +70,8 @@ class TerraSense(Asker):
             revision: branch, tag or commit there.
             dtype: of the weights, as ``torch.bfloat16`` or "bfloat16"; "auto" for what they are stored as. By default
                 bfloat16 on a GPU and float32 on a CPU, as published.
-            device_map: as transformers has it: "auto", "cpu", "cuda:0", a dict, or False for none. By default "auto" where there
-                is a GPU.
+            device_map: as transformers has it: "auto", "cpu", "cuda:0", a dict; False for none. By default "auto"
+                where there is a GPU.
             quantization: "8bit" or "4bit" (needs bitsandbytes), or a quantization configuration of transformers.
             token: of the Hub; None for that of ``hf auth login``.
             batch_size: see the class.

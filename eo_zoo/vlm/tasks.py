@@ -317,7 +317,9 @@ class Asker(abc.ABC):
                 picture = pictures[0]
                 own = {name: value for name, value in options.items() if name not in READING}
                 found = self.detect(picture, what, prompt=prompt, **own)
-                said: dict[str, Any] = dict(prompt=found.prompt, sources=(found.source,), model=found.model, revision=found.revision)
+                said: dict[str, Any] = dict(
+                    prompt=found.prompt, sources=(found.source,), model=found.model, revision=found.revision
+                )
                 told: dict[str, Any] = dict(notes=(*found.notes, "boxes were counted"), warnings=found.warnings)
                 return Count(value=len(found), text=found.summary(), detections=found, **said, **told)
             if options.get("window"):

@@ -177,7 +177,7 @@ class Oracle(Asker):
 
 
 def _along(shape: shapely.Polygon, mask: np.ndarray) -> shapely.Polygon:
-    """The rectangle around the middles of a patch's pixels: a turned edge passes between these, not at their corners."""
+    """The rectangle around the middles of a patch's pixels: a turned edge passes these, not the pixels' corners."""
     left, top, right, bottom = (int(edge) for edge in shape.bounds)
     rows, columns = np.nonzero(mask[top:bottom, left:right])
     places = shapely.points(columns + left + 0.5, rows + top + 0.5)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from eo_zoo.errors import DownloadError, InputError, MissingExtra, WeightsError
 from eo_zoo.vlm import TerraSense
-from eo_zoo.vlm.engine import Generation, Question, multiples, prepared, seen
+from eo_zoo.vlm.engine import Generation, Question, limits, multiples, prepared, seen
 from eo_zoo.vlm.model import OFFICIAL
 from tests.hub_server import COMMIT, HubServer
 from tests.vlm import tiny
@@ -168,9 +168,11 @@ def test_likelihoods_are_those_of_the_whole_text(loaded, noise):
         start = loaded.processor.apply_chat_template(
             [{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True
         )
-        limits = dict(size={"shortest_edge": generation.min_pixels, "longest_edge": generation.max_pixels})
         text = loaded.processor(
-            text=[f"{start}{option}<|im_end|>"], images=[prepared(question.images[0])], return_tensors="pt", **limits
+            text=[f"{start}{option}<|im_end|>"],
+            images=[prepared(question.images[0])],
+            return_tensors="pt",
+            **limits(loaded.processor.image_processor, generation),
         )
         with torch.inference_mode():
             logs = loaded.model(**text).logits.log_softmax(-1)[0]

@@ -127,13 +127,13 @@ def test_rows_of_equal_objects_are_not_thinned(tmp_path):
 def test_windows_without_pixels_are_not_shown(tmp_path):
     scene = oracle.raster(tmp_path / "scene.tif", "drone", {})
     model = Oracle()
-    found = model.detect(scene, "ship", window=140, overlap=0)
-    assert len(found.answers) == len(model.questions) < 5 * 6
+    found = model.detect(scene, "ship", window=100, overlap=0)
+    assert len(found.answers) == len(model.questions) < 7 * 8
     assert "without valid pixels left out" in found.notes[-1]
     with rasterio.open(scene, "r+") as file:
         file.write(np.zeros((file.height, file.width), np.uint8), 4)
     with pytest.raises(InputError, match=r"nodata|valid"):
-        model.detect(scene, "ship", window=140)
+        model.detect(scene, "ship", window=100)
 
 
 def test_an_image_larger_than_the_model_takes_goes_in_windows(tmp_path):

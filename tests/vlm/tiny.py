@@ -81,6 +81,15 @@ def build(folder: Path, model_type: str = "qwen2_5_vl", seed: int = 0) -> Path:
     return folder
 
 
+def brief(folder: Path) -> Path:
+    """Make the model of a folder end most answers after a few tokens, where nobody looks at what it says."""
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[model.generation_config.eos_token_id] *= 8
+    model.save_pretrained(folder)
+    return folder
+
+
 def _tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase:
     """Of single bytes; the id of byte b's letter is its place in the sorted alphabet."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())

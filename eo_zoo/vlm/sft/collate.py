@@ -10,7 +10,19 @@ from typing import Any
 from PIL import Image
 
 from eo_zoo.errors import InputError
-from eo_zoo.vlm.engine import FACTORS, FEWEST, MOST, STEP, Generation, Size, check_shape, limits, multiples, prepared, seen
+from eo_zoo.vlm.engine import (
+    FACTORS,
+    FEWEST,
+    MOST,
+    STEP,
+    Generation,
+    Size,
+    check_shape,
+    limits,
+    multiples,
+    prepared,
+    seen,
+)
 from eo_zoo.vlm.sft.sharegpt import Conversation, Message
 
 IGNORED = -100  # label of a token without a loss
