@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from eo_zoo.vlm.tasks import Asker, Reply
 
 NAME = "terrasense_base"  # what the package calls the official weights
+FEW = 3  # parts of an answer that are shown
 CANVAS = 4096  # longest side of what an overlay is drawn on, in pixels
 
 Image = Annotated[str, typer.Argument(help="GeoTIFF or other raster, PNG, JPEG, WebP, STAC item (path or URL).")]
 Prompt = Annotated[str | None, typer.Option(help="Ask in these words instead; boxes are read from the answer.")]
-Oriented = Annotated[bool, typer.Option("--oriented", help="Boxes along the objects, not along the image.")]
 Classes = Annotated[str, typer.Option(help="Names of the classes with commas, or a text file with a name a line.")]
 
 # Options that the commands share, by the names that the calls have; None is left to these.
@@ -83,6 +84,17 @@ WINDOWS: Group = {
         typer.Option(help="Pixels a side of what is shown at a time; the whole image up to --max-pixels, else 1024."),
     ],
     "overlap": Annotated[int | None, typer.Option(help="Pixels that windows share; a quarter of them.")],
+}
+FOUND: Group = {
+    "output": Annotated[
+        Path | None, typer.Option("--output", "-o", help="OUT.geojson, .gpkg, .parquet, .csv or .json.")
+    ],
+    "overlay": Annotated[Path | None, typer.Option(help="PNG: the boxes on the image.")],
+    "oriented": Annotated[bool, typer.Option("--oriented", help="Boxes along the objects, not along the image.")],
+    "prompt": Prompt,
+    "overwrite": Overwrite,
+    "quiet": Quiet,
+    "as_json": AsJson,
 }
 
 
@@ -200,87 +212,44 @@ def count(
         raise typer.Exit(1)
 
 
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="OUT.geojson, .gpkg, .parquet, .csv or .json.")]
-Overlay = Annotated[Path | None, typer.Option(help="PNG: the boxes on the image.")]
-
-
-@_with(READING, ANSWERING, WINDOWS)
+@_with(READING, ANSWERING, WINDOWS, FOUND)
 def detect(
     image: Image,
     what: Annotated[list[str], typer.Argument(help="Class to look for, as ship; several with spaces.")],
     options: dict[str, Any],
-    output: Output = None,
-    overlay: Overlay = None,
-    oriented: Oriented = False,
-    prompt: Prompt = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
 ) -> None:
     """Find objects: boxes on the map, and a picture of them."""
-    _found(
-        lambda asker, shown, own: asker.detect(shown[0], what, oriented=oriented, prompt=prompt, **own),
-        [image], options, output, overlay, overwrite, quiet, as_json,
-    )  # fmt: skip
+    _found(lambda asker, shown, own: asker.detect(shown[0], what, **own), [image], options)
 
 
-@_with(READING, ANSWERING, WINDOWS)
+@_with(READING, ANSWERING, WINDOWS, FOUND)
 def ground(
     image: Image,
     phrase: Annotated[str, typer.Argument(help="What is to be found, as 'the largest building'.")],
     options: dict[str, Any],
-    output: Output = None,
-    overlay: Overlay = None,
-    oriented: Oriented = False,
-    prompt: Prompt = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
 ) -> None:
     """Find what a phrase describes."""
-    _found(
-        lambda asker, shown, own: asker.ground(shown[0], phrase, oriented=oriented, prompt=prompt, **own),
-        [image], options, output, overlay, overwrite, quiet, as_json,
-    )  # fmt: skip
+    _found(lambda asker, shown, own: asker.ground(shown[0], phrase, **own), [image], options)
 
 
-@_with(READING, ANSWERING, WINDOWS)
-def change(
-    before: Image,
-    after: Image,
-    options: dict[str, Any],
-    output: Output = None,
-    overlay: Overlay = None,
-    oriented: Oriented = False,
-    prompt: Prompt = None,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
-) -> None:
+@_with(READING, ANSWERING, WINDOWS, FOUND)
+def change(before: Image, after: Image, options: dict[str, Any]) -> None:
     """Find what changed between two images of one place."""
-    _found(
-        lambda asker, shown, own: asker.change(*shown, oriented=oriented, prompt=prompt, **own),
-        [before, after], options, output, overlay, overwrite, quiet, as_json,
-    )  # fmt: skip
+    _found(lambda asker, shown, own: asker.change(*shown, **own), [before, after], options)
 
 
 def _found(
-    look: Callable[[Asker, Any, dict[str, Any]], Detections],
-    images: list[str],
-    options: dict[str, Any],
-    output: Path | None,
-    overlay: Path | None,
-    overwrite: bool,
-    quiet: bool,
-    as_json: bool,
+    look: Callable[[Asker, Any, dict[str, Any]], Detections], images: list[str], options: dict[str, Any]
 ) -> None:
     """Look, and write what was found; whether it can be read and written is found out before the model is loaded."""
-    from eo_zoo.geo.checks import writable
-    from eo_zoo.vlm.overlay import draw
-    from eo_zoo.vlm.records import check_output
-
     own = asking_of(options)
+    output, overlay = own.pop("output", None), own.pop("overlay", None)
+    overwrite, quiet, as_json = (own.pop(name, False) for name in ("overwrite", "quiet", "as_json"))
     with _opened(images, own, aligned=True) as pictures:
+        from eo_zoo.geo.checks import writable
+        from eo_zoo.vlm.overlay import draw
+        from eo_zoo.vlm.records import check_output
+
         first, last = pictures[0], pictures[-1]
         if output is not None:
             check_output(output, None not in (first.crs, first.transform), overwrite=overwrite, inputs=images)
@@ -295,8 +264,10 @@ def _found(
         print_json(found.to_dict())
         return
     _tell(found.notes, found.warnings, quiet)
-    for part in found.unparsed:
-        warn(f"could not be read as a box: {part.text!r}: {part.reason}")
+    for part in found.unparsed[:FEW]:
+        warn(f"could not be read as a box: {textwrap.shorten(part.text, 200)!r}: {part.reason}")
+    if len(found.unparsed) > FEW:
+        warn(f"and {len(found.unparsed) - FEW} more: --json, or OUT.json, has them all")
     written = " and ".join(str(path) for path in (output, overlay) if path)
     typer.echo(f"{written}: {found.summary()}" if written else found.summary())
     if not written:

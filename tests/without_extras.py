@@ -34,7 +34,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def main() -> None:
     print(f"torch {torch.__version__}, timm {timm.__version__}")
-    for extra in ("rasterio", "pytest", "h5py"):
+    for extra in ("rasterio", "pytest", "h5py", "openai", "trl"):
         check(importlib.util.find_spec(extra) is None, f"{extra} is not here")
     for name in eo_zoo.list_models():
         model = timm.create_model(name).eval()
@@ -76,6 +76,10 @@ def main() -> None:
             f"embed names the pip line: {result.stderr.strip()}",
         )
         check(not list(Path(folder).iterdir()), "and writes nothing")
+    for words in (("ask", "scene.tif", "What?"), ("detect", "scene.tif", "ship", "-o", "ships.geojson")):
+        result = run(*words)
+        line = 'pip install "eo-zoo[vlm]"'
+        check(result.returncode == 1 and line in result.stderr, f"{words[0]} names the pip line")
 
 
 if __name__ == "__main__":

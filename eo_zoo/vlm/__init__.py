@@ -6,13 +6,18 @@
     print(model.ask("scene.tif", "What is in the harbour?"))
     model.detect("scene.tif", "ship", oriented=True).write("ships.geojson")
 
-The tasks are described in `eo_zoo.vlm.tasks.Asker`. Names are imported when they are used.
+The tasks are described in `eo_zoo.vlm.tasks.Asker`. Names are imported when they are used, torch and transformers with
+`TerraSense`.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from eo_zoo.errors import require
+
+require("rasterio", "vlm")
 
 if TYPE_CHECKING:
     from eo_zoo.vlm.boxes import Box, Window

@@ -12,6 +12,7 @@ import transformers
 from packaging.version import Version
 
 from eo_zoo.hf import vision2seq
+from tests.vlm import tiny
 
 ROOT = Path(__file__).parents[2]
 REMOVED = Version(transformers.__version__) >= Version("5")
@@ -88,59 +89,9 @@ print(type(model).__name__, model.dtype, tuple(new.shape), len(processor.batch_d
 """
 
 
-def tiny_qwen(folder: Path) -> Path:
-    """A random Qwen2.5-VL of two layers, with a tokenizer of single bytes and Qwen's special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    special = [
-        "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-        "<|image_pad|>", "<|video_pad|>",
-    ]  # fmt: skip
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytewise = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
-    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytewise.decoder = decoders.ByteLevel()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bytewise,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
-    )
-    tokenizer.add_tokens(special, special_tokens=True)
-    tokenizer.save_pretrained(folder)
-    tokenizer = transformers.Qwen2TokenizerFast.from_pretrained(folder)
-    ids = dict(zip(special, tokenizer.convert_tokens_to_ids(special), strict=True))
-    template = (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
-        "{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}"
-        "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    transformers.Qwen2_5_VLProcessor(
-        transformers.Qwen2VLImageProcessor(), tokenizer, transformers.Qwen2VLVideoProcessor(), chat_template=template
-    ).save_pretrained(folder)
-    text = dict(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]},
-        bos_token_id=ids["<|endoftext|>"], eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
-    )  # fmt: skip
-    sight = dict(
-        depth=2, hidden_size=32, intermediate_size=64, num_heads=4, out_hidden_size=32, fullatt_block_indexes=[1]
-    )
-    config = transformers.Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=sight,
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-    )
-    transformers.Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
-    return folder
-
-
 def test_a_published_snippet_runs_unchanged(tmp_path):
     pytest.importorskip("accelerate", reason='device_map="auto" needs it')
     later = "import transformers.processing_utils, transformers.pipelines, transformers.models.auto\n"
     later += "from transformers import AutoModel, Qwen2_5_VLProcessor, Trainer, pipeline\n"
-    code = "import eo_zoo.hf\n" + SNIPPET.format(path=str(tiny_qwen(tmp_path))) + later + CHECK
+    code = "import eo_zoo.hf\n" + SNIPPET.format(path=str(tiny.build(tmp_path))) + later + CHECK
     assert python(code) == "Qwen2_5_VLForConditionalGeneration torch.bfloat16 (1, 3) 1"
