@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from eo_zoo.cli_vlm import NAME
 from eo_zoo.console import warn
 from eo_zoo.errors import InputError, nearest
 
@@ -48,7 +49,7 @@ def serve(
     from eo_zoo.vlm import serve as serving
     from eo_zoo.vlm.model import OFFICIAL
 
-    if name != "terrasense":
+    if name not in ("terrasense", NAME):
         raise InputError(f"'{name}' cannot be served. {nearest(name, ['terrasense'])}")
     backend = backend or serving.find_backend()
     command = serving.serve_command(

@@ -62,7 +62,9 @@ READING: Group = {
     "sensor": Sensor,
     "stretch": Annotated[
         str | None,
-        typer.Option(help="Percentiles that become black and white, as 2,98; none: values are bytes already."),
+        typer.Option(
+            help="What becomes black and white: percentiles, as 2,98; values, as 0:3000; none: they are bytes already."
+        ),
     ],
     "nodata": Nodata,
     "bbox": Box,
@@ -322,18 +324,14 @@ def asking_of(options: Mapping[str, Any]) -> dict[str, Any]:
     own = {name: value for name, value in options.items() if name not in MODEL}
     if "bands" in own:
         own["bands"] = [int(band) if band.strip().isdigit() else band.strip() for band in own["bands"].split(",")]
-    if "stretch" in own and own["stretch"] != "none":
-        try:
-            low, high = (float(one) for one in own["stretch"].split(","))
-        except ValueError as error:
-            raise InputError(f"--stretch is '{own['stretch']}', expected two percentiles, as 2,98, or none") from error
-        own["stretch"] = (low, high)
     return own
 
 
 def _classes(text: str) -> list[str]:
     """Names with commas, or those of a file's lines."""
     path = Path(text)
+    if "," not in text and path.suffix and not path.is_file():
+        raise InputError(f"--classes is {text}, expected names with commas, or a file, which is not there")
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
     except (OSError, UnicodeDecodeError) as error:

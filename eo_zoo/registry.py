@@ -60,6 +60,10 @@ def get_record(name: str) -> weights.Record:
     if tags:
         return weights.RECORDS[tags[0]]
     architecture = name.partition(".")[0]
+    if architecture.startswith("terrasense"):
+        raise InputError(
+            f"'{name}' answers in words: eo_zoo.vlm.TerraSense, eo-zoo ask, detect ...; see docs/terrasense.md"
+        )
     known = list_tags(architecture) or list_models()
     raise InputError(f"unknown model '{name}'. {nearest(name, known)}")
 

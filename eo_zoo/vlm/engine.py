@@ -49,10 +49,12 @@ class Generation:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("max_new_tokens", "min_pixels", "max_pixels"):
+        for name in ("max_new_tokens", "min_pixels", "max_pixels", "seed"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}, expected 1 or more")
+            if value is not None and (not isinstance(value, int) or (name != "seed" and value < 1)):
+                raise InputError(f"{name} is {value!r}, expected a whole number{' from 1 on' * (name != 'seed')}")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise InputError(f"seed is {self.seed}, expected a number of 64 bits")
         if self.temperature is not None and not 0 <= self.temperature < math.inf:
             raise InputError(f"temperature is {self.temperature}, expected 0 or more")
         if not 0 < self.top_p <= 1:
@@ -79,7 +81,7 @@ class Question:
         """Check that there is something to look at and something to answer."""
         if not 1 <= len(self.images) <= 2:
             raise InputError(f"{len(self.images)} images were given, expected one, or two to compare")
-        if not self.prompt.strip():
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise InputError("the prompt is empty: say what is asked of the image")
         for image in self.images:
             check_shape(image.size)

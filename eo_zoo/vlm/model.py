@@ -15,13 +15,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from eo_zoo.errors import DownloadError, InputError, WeightsError, require
+from eo_zoo.errors import DownloadError, InputError, MissingExtra, WeightsError, nearest, require
 from eo_zoo.vlm.engine import FACTORS, Answer, Generation, Question, limits, prepared
 from eo_zoo.vlm.tasks import Asker
 from eo_zoo.weights import cache, sources
 
 OFFICIAL = "TerraSense-CASM/TerraSense-Base"
 CLASSES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZATIONS = ("8bit", "4bit")
 FEW = 4  # names in a message
 
@@ -72,7 +73,7 @@ class TerraSense(Asker):
                 bfloat16 on a GPU and float32 on a CPU, as published.
             device_map: as transformers has it: "auto", "cpu", "cuda:0", a dict; False for none. By default "auto"
                 where there is a GPU.
-            quantization: "8bit" or "4bit" (needs bitsandbytes), or a quantization configuration of transformers.
+            quantization: "8bit" or "4bit" (the extra "quantized"), or a quantization configuration of transformers.
             token: of the Hub; None for that of ``hf auth login``.
             batch_size: see the class.
 
@@ -86,6 +87,8 @@ class TerraSense(Asker):
         import torch
         import transformers
 
+        if isinstance(dtype, str) and dtype not in DTYPES:
+            raise InputError(f"dtype is '{dtype}'. {nearest(dtype, DTYPES)}")
         name = str(path_or_id)
         if device_map is None:
             device_map = "auto" if torch.cuda.is_available() else False
@@ -314,7 +317,7 @@ def _quantized(quantization: Any) -> Any:
             f"quantization is '{quantization}', expected {' or '.join(QUANTIZATIONS)}, or a quantization configuration "
             "of transformers"
         )
-    require("bitsandbytes", "vlm")
+    require("bitsandbytes", "quantized")
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -335,13 +338,13 @@ def _told(name: str) -> Iterator[None]:
 
     try:
         yield
-    except (InputError, DownloadError):
+    except (InputError, DownloadError, MissingExtra):
         raise
     except RepositoryNotFoundError as error:
         raise InputError(f"{name}: there is no such repository on the Hub, or it needs a token") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
         raise DownloadError(f"{name}: cannot be fetched ({_first_line(error)})") from error
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # whatever a dtype or a device that cannot be brings about
         text = _first_line(error)
         if "safetensors" in text:
             raise WeightsError(

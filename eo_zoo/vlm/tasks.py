@@ -14,7 +14,7 @@ from eo_zoo.errors import InputError, nearest
 from eo_zoo.progress import progress_bar
 from eo_zoo.vlm import prompts
 from eo_zoo.vlm.boxes import Box, Window, merge, windows
-from eo_zoo.vlm.engine import FACTORS, GENERATION_OPTIONS, MOST, Answer, Generation, Question, check_shape
+from eo_zoo.vlm.engine import FACTORS, GENERATION_OPTIONS, MOST, STEP, Answer, Generation, Question, check_shape
 from eo_zoo.vlm.parse import Space, Unparsed, parse_count, parse_together
 
 if TYPE_CHECKING:
@@ -261,8 +261,8 @@ class Asker(abc.ABC):
             **options: see the class. By default the answer is the likeliest one (``temperature=0``), of up to 2048
                 tokens for each window.
         """
-        classes = [what] if isinstance(what, str) else list(what)
-        if not classes or not all(name.strip() for name in classes):
+        classes = [what] if isinstance(what, str) else list(what or ())
+        if not classes or not all(isinstance(name, str) and name.strip() for name in classes):
             raise InputError("there is nothing to look for: give a class, or several")
         return self._boxes(
             image,
@@ -279,7 +279,7 @@ class Asker(abc.ABC):
 
         In an image of several windows the phrase is looked for in each of them.
         """
-        if not phrase.strip():
+        if not phrase or not phrase.strip():
             raise InputError("the phrase is empty: say what is to be found")
         prompt = options.pop("prompt", None) or prompts.ground(phrase, oriented=oriented)
         return self._boxes(image, prompt, label=phrase, **options)
@@ -306,7 +306,7 @@ class Asker(abc.ABC):
             prompt: instead of ``eo_zoo.vlm.prompts.count``, or where boxes are counted ``detect``.
             **options: see ``detect``.
         """
-        if not what.strip():
+        if not what or not what.strip():
             raise InputError("there is nothing to count: give a class")
         with ExitStack() as stack:
             generation, reading = _options({k: v for k, v in options.items() if k not in WINDOWING}, EXACT)
@@ -348,8 +348,8 @@ class Asker(abc.ABC):
         generation, reading = _options(options, EXACT)
         if self.model_type not in FACTORS:
             raise InputError(
-                f"how {self.name} writes places is not known: give model_type, one of {', '.join(FACTORS)}, as its "
-                "config.json says"
+                f"how {self.name} writes places is not known: give model_type (--model-type), one of "
+                f"{', '.join(FACTORS)}, as its config.json says"
             )
         with ExitStack() as stack:
             pictures = _open(stack, image, reading, aligned=True)
@@ -459,10 +459,12 @@ def _options(
     options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> tuple[Generation, dict[str, Any]]:
     """How to answer, and how to read the image."""
-    unknown = options.keys() - GENERATION_OPTIONS - set(READING)
+    known = [*GENERATION_OPTIONS, *READING]
+    unknown = options.keys() - known
     if unknown:
         name = min(unknown)
-        raise InputError(f"unknown option '{name}'. {nearest(name, [*GENERATION_OPTIONS, *READING, *WINDOWING])}")
+        hint = "It is for what finds boxes." if name in WINDOWING else nearest(name, known)
+        raise InputError(f"unknown option '{name}'. {hint}")
     generation = {name: value for name, value in options.items() if name in GENERATION_OPTIONS}
     return Generation(**{**(defaults or {}), **generation}), {k: v for k, v in options.items() if k in READING}
 
@@ -496,8 +498,8 @@ def _places(size: tuple[int, int], window: int | None, overlap: int | None, gene
         if width * height <= (generation.max_pixels or MOST):
             return [Window(0, 0, height, width)]
         window = SIDE
-    if window < 1:
-        raise InputError(f"window is {window}, expected pixels a side, 1 or more")
+    if not isinstance(window, int) or window < STEP:
+        raise InputError(f"window is {window}, expected pixels a side, {STEP} or more, which are one token")
     overlap = window // 4 if overlap is None else overlap
     if not 0 <= overlap < window:
         raise InputError(f"overlap is {overlap}, expected 0 or more and less than the window, {window}")

@@ -306,7 +306,7 @@ def test_arguments(tiny_folder, monkeypatch):
     with pytest.raises(InputError, match="batch_size is 0"):
         TerraSense.from_pretrained(tiny_folder, batch_size=0)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(MissingExtra, match="bitsandbytes"):
+    with pytest.raises(MissingExtra, match=r"eo-zoo\[quantized\]"):
         TerraSense.from_pretrained(tiny_folder, quantization="4bit")
 
 

@@ -153,11 +153,11 @@ class Trained:
 
     def summary(self) -> str:
         """One line."""
-        falls = f"loss {self.losses[0][1]:.4g} to {self.losses[-1][1]:.4g}" if self.losses else "no loss reported"
+        falls = " to ".join(f"{loss:.4g}" for _, loss in dict.fromkeys((self.losses[0], self.losses[-1])))
         skipped = f", {self.skipped} longer ones left out" if self.skipped else ""
         return (
             f"{self.output}: {self.examples} conversations{skipped}, {self.steps} steps, {self.parameters:,} "
-            f"parameters trained, {falls}, {self.seconds:.0f} s"
+            f"parameters trained, loss {falls}, {self.seconds:.0f} s"
         )
 
 
@@ -214,7 +214,10 @@ def train(
             trainer.model.to(stored)
         trainer.save_model(str(output))
     (output / "training_args.bin").unlink(missing_ok=True)  # a pickle
-    history = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    told = trainer.state.log_history
+    history = [(entry["step"], entry["loss"]) for entry in told if "loss" in entry]
+    # fewer steps than one report takes: the mean of all
+    history = history or [(entry["step"], entry["train_loss"]) for entry in told if "train_loss" in entry]
     seconds = time.monotonic() - started
     return Trained(output, len(kept), skipped, trainer.state.global_step, parameters, tuple(history), seconds)
 
