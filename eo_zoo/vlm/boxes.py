@@ -130,13 +130,11 @@ def non_maximum_suppression(boxes: Sequence[Box], threshold: float = 0.5) -> lis
     tree = _shapely().STRtree(polygons)
     labels = np.array([box.label.casefold() for box in boxes])
     kept = np.ones(len(boxes), dtype=bool)
-    waiting = np.ones(len(boxes), dtype=bool)
     for index in _best_first(boxes):
         if not kept[index]:
             continue
-        waiting[index] = False
         near = tree.query(polygons[index])
-        near = near[waiting[near] & kept[near] & (labels[near] == labels[index])]
+        near = near[(near != index) & kept[near] & (labels[near] == labels[index])]
         kept[near[_iou(polygons[near], polygons[[index]]) > threshold]] = False
     return [box for box, keep in zip(boxes, kept, strict=True) if keep]
 
@@ -187,9 +185,9 @@ class _Views:
         self.windows = windows
 
     def pairs(self) -> tuple[Indices, Indices]:
-        """Indices of boxes that may be one object: near each other, of one label, from two windows."""
+        """Indices of boxes that may be one object: near each other, of one label."""
         a, b = _shapely().STRtree(self.polygons).query(self.polygons)
-        maybe = (a < b) & (self.labels[a] == self.labels[b]) & (self.frame[a] != self.frame[b]).any(1)
+        maybe = (a < b) & (self.labels[a] == self.labels[b])
         a, b = a[maybe], b[maybe]
         maybe = self._stays(a, b) & self._stays(b, a)
         return a[maybe], b[maybe]

@@ -49,7 +49,7 @@ PLAIN = str.maketrans(
     "\uff10\uff11\uff12\uff13\uff14\uff15\uff16\uff17\uff18\uff19",
     "()[]{},,:;%-\"\"''.0123456789",
 )
-NUMBER = r"(?<![\w.])[-+]?(?:(?>0|[1-9][0-9]*+)(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?[0-9]++)?+(?![\w.%])"
+NUMBER = r"(?<![\w.])[-+]?(?:(?>0|[1-9][0-9]*+)(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?[0-9]++)?+(?!\w)"
 BRACKETS = r"""
     <ref>(?P<ref>[^<]*+)</ref> | <\|object_ref_start\|>(?P<label>[^<]*+)<\|object_ref_end\|>
     | (?P<open>[\[({] | <(?:box|bbox|quad|poly)> | <\|(?:box|quad)_start\|>)
@@ -204,7 +204,7 @@ class Reading:
         for start, end in [*spans, (len(self.text), len(self.text))] if spans else []:
             if len(re.findall(r"[0-9]++", self.text[at:start])) > 1:
                 rest.append(Refusal(at, start, "numbers in text, which are no box"))
-            at = max(at, end)
+            at = end
         return rest
 
     def _sequence(self, node: _Node, about: About, depth: int) -> Found:
@@ -236,7 +236,7 @@ class Reading:
             if not item.point:
                 found += self._bracket(item, told, depth + 1, prose=node.kind in ("", "("), running=running)
             elif node.closed:
-                found += self._points(run, told, node)
+                found += self._points(run, told)
         return found
 
     def _gap(self, first: _Node, second: _Node) -> int:
@@ -244,7 +244,7 @@ class Reading:
         gap = self.text[first.end : second.start]
         return GAPS.get((gap.strip().lower(), "\n" in gap), 0)
 
-    def _points(self, run: list[_Node], about: About, node: _Node) -> Found:
+    def _points(self, run: list[_Node], about: About) -> Found:
         """Points side by side: those that go closest together are one box."""
         gaps = [self._gap(*pair) for pair in pairwise(run)]
         closest = max(gaps, default=0)
@@ -254,11 +254,11 @@ class Reading:
                 groups[-1].append(point)
             else:
                 groups.append([point])
-        found: Found = []
-        for group in groups:
-            if len(group) > 1 or node.kind in ("[", "{", "<"):
-                found.append(self._place(_Node("[", group[0].start, group[-1].end, items=group), about))
-        return found
+        return [
+            self._place(_Node("[", group[0].start, group[-1].end, items=group), about)
+            for group in groups
+            if len(group) > 1
+        ]
 
     def _bracket(self, node: _Node, about: About, depth: int, *, prose: bool = False, running: bool = False) -> Found:
         """A bracket that is a box, an object, or holds several.

@@ -218,12 +218,12 @@ class TestMerge:
         assert same(merge(views(objects, size, 96, 24), size), objects)
 
     @settings(max_examples=20, deadline=None)
-    @given(seeds, st.sampled_from([1.0, 2.3]))
+    @given(seeds, st.sampled_from([0.974, 0.71]))
     def test_rounded_places(self, seed, grain):
+        """To the pixels of the image as a model saw it, which differ from window to window in their place."""
         size = (700, 500)
         objects = scattered(seed, size, 60, 15, 55)
-        found = merge(views(objects, size, int(300 * grain), 64, grain * 0.3), size)
-        assert same(found, objects, 0.85)
+        assert same(merge(views(objects, size, 300, 64, grain), size), objects, 0.8)
 
     @settings(max_examples=10, deadline=None)
     @given(seeds)
@@ -339,6 +339,29 @@ class TestMerge:
             (Window(0, 50, 100, 100), [Box.upright(60, 10, 101, 22), Box.upright(60, 21, 101, 31)]),
         ]
         assert len(merge(parts, (150, 100))) == 2
+
+    def test_nor_does_a_box_of_another_window_join_two(self):
+        one, other = Box.upright(60, 10, 120, 24), Box.upright(60, 17, 120, 31)
+        parts = [
+            (Window(0, 0, 100, 100), [Box.upright(60, 10, 100, 30)]),
+            (Window(0, 50, 100, 100), [one, other]),
+        ]
+        assert merge(parts, (150, 100)) == [one, other]
+
+    def test_twice_in_a_window_is_once_where_it_is_joined(self):
+        parts = [
+            (Window(0, 0, 100, 100), [Box.upright(20, 10, 100, 20), Box.upright(21, 10, 100, 20)]),
+            (Window(0, 80, 100, 100), [Box.upright(80, 10, 170, 20)]),
+        ]
+        assert merge(parts, (180, 100)) == [Box.upright(20, 10, 170, 20)]
+
+    def test_what_no_edge_explains_is_left_to_the_overlap(self):
+        """The windows disagree where the object ends, but it is mostly the same place."""
+        parts = [
+            (Window(0, 0, 1000, 1000), [Box.upright(700, 10, 960, 20)]),
+            (Window(0, 600, 1000, 1000), [Box.upright(700, 10, 1030, 20)]),
+        ]
+        assert merge(parts, (1600, 1000)) == [Box.upright(700, 10, 1030, 20)]
 
     def test_twice_in_one_window_is_once(self):
         parts = [(Window(0, 0, 100, 100), [Box.upright(10, 10, 20, 20), Box.upright(10, 10, 20, 20.5)])]
