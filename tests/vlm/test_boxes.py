@@ -351,9 +351,14 @@ class TestMerge:
     def test_twice_in_a_window_is_once_where_it_is_joined(self):
         parts = [
             (Window(0, 0, 100, 100), [Box.upright(20, 10, 100, 20), Box.upright(21, 10, 100, 20)]),
-            (Window(0, 80, 100, 100), [Box.upright(80, 10, 170, 20)]),
+            (Window(0, 80, 100, 400), [Box.upright(80, 10, 370, 20)]),
         ]
-        assert merge(parts, (180, 100)) == [Box.upright(20, 10, 170, 20)]
+        assert merge(parts, (480, 100)) == [Box.upright(20, 10, 370, 20)]
+
+    def test_a_sliver_that_rounding_set_beside_its_object(self):
+        whole = Box.upright(100.2, 10, 125, 20)
+        parts = [(Window(0, 0, 100, 100), [Box.upright(99, 10, 100, 20)]), (Window(0, 80, 100, 100), [whole])]
+        assert merge(parts, (180, 100)) == [whole]
 
     def test_what_no_edge_explains_is_left_to_the_overlap(self):
         """The windows disagree where the object ends, but it is mostly the same place."""

@@ -57,6 +57,8 @@ GRAMMARS = {
     '{"ship": [10, 20, 30, 40]}': SHIP,
     '{"Objects": [[10, 20, 30, 40]]}': BARE,
     "ship(10,20),(30,40) near [50, 60, 70, 80]": [*SHIP, ((50, 60, 70, 80), "")],
+    "They are at [10, 20, 30, 40]\n[70, 60, 50, 80]": [(place, "") for place, _ in TWO],
+    "(in the middle of the harbour: [10, 20, 30, 40])": BARE,
     "Please look very closely now: [10, 20, 30, 40]": BARE,
     '{"Small-Vehicle": [10, 20, 30, 40]}': [((10, 20, 30, 40), "Small-Vehicle")],
     "[{'box_2d': (10, 20, 30, 40), 'name': 'ship',},]": SHIP,
@@ -493,8 +495,10 @@ def stands_in(box, values):
         x, y = values[start : start + count : 2], values[start + 1 : start + count : 2]
         if box.oriented and sorted(zip(x, y, strict=True)) == sorted(box.corners):
             return True
-        if not box.oriented and (*map(min, (x, y)), *map(max, (x, y))) == box.bounds:
-            return True
+        if not box.oriented:
+            x, y = ([min(max(value, 0.0), 1e9) for value in axis] for axis in (x, y))  # clipped to PLANE
+            if (min(x), min(y), max(x), max(y)) == box.bounds:
+                return True
     return False
 
 
