@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from eo_zoo.console import err, out, print_json, warn
-from eo_zoo.errors import InputError
+from eo_zoo.errors import DownloadError, InputError
 from eo_zoo.options import AsJson, Box, BoxCrs, Nodata, Overwrite, Quiet, Sensor, with_options
 
 if TYPE_CHECKING:
@@ -129,12 +129,17 @@ def ask(
         raise InputError(f"'{prompt}' is all there is: give an image and a question, as scene.tif \"How many ships?\"")
     if not prompt.strip():
         raise InputError("the prompt is empty: say what is asked of the image")
+    if Path(prompt).is_file():
+        raise InputError(f'{prompt} is a file, and the question comes last: scene.tif "How many ships?"')
     if len(paths) > 2 and not each:
         raise InputError(f"{len(paths)} images were given, expected one or two; --each asks of every one by itself")
     if stream and (as_json or each):
         raise InputError("--stream prints words as they come: leave --json and --each out")
     own = asking_of(options)
     if each:
+        for path in paths:  # one that cannot be read would lose the answers to all others
+            with _opened([path], dict(own)):
+                pass
         pairs = [(path, prompt) for path in paths]
         replies = asker_of(options).ask_all(pairs, progress=False if quiet else None, **own)
         if as_json:
@@ -147,9 +152,14 @@ def ask(
     with _opened(paths, own) as pictures:
         asker = asker_of(options)
         if stream:
+            for picture in pictures:
+                _tell(picture.notes, picture.warnings, quiet)
+            said = ""
             for piece in asker.stream(pictures, prompt, **own):
                 typer.echo(piece, nl=False)
+                said += piece
             typer.echo()
+            _require_words([said])
             return
         _print(asker.ask(pictures, prompt, **own), quiet, as_json)
 
@@ -258,6 +268,7 @@ def _found(
         if overlay is not None:
             writable("the overlay", overlay, (".png",), overwrite, *images)
         found = look(asker_of(options), pictures, own | {"progress": False if quiet else None})
+        _require_words(found.answers)
         if output is not None:
             found.write(output, overwrite=overwrite)
         if overlay is not None:
@@ -296,9 +307,16 @@ def _opened(images: Sequence[str], own: dict[str, Any], *, aligned: bool = False
 def _print(reply: Reply, quiet: bool, as_json: bool) -> None:
     if as_json:
         print_json(reply.to_dict())
-        return
-    _tell(reply.notes, reply.warnings, quiet)
-    typer.echo(reply.text)
+    else:
+        _tell(reply.notes, () if not reply.text.strip() else reply.warnings, quiet)
+        typer.echo(reply.text)
+    _require_words([reply.text])
+
+
+def _require_words(answers: Sequence[str]) -> None:
+    """No answer at all is a failure, not "there is none"."""
+    if not any(answer.strip() for answer in answers):
+        raise DownloadError("the model's answer is empty: ask in other words, or raise --max-new-tokens")
 
 
 def asker_of(options: Mapping[str, Any]) -> Asker:
@@ -321,10 +339,7 @@ def asker_of(options: Mapping[str, Any]) -> Asker:
 
 def asking_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """How to read and to answer, as the calls take it."""
-    own = {name: value for name, value in options.items() if name not in MODEL}
-    if "bands" in own:
-        own["bands"] = [int(band) if band.strip().isdigit() else band.strip() for band in own["bands"].split(",")]
-    return own
+    return {name: value for name, value in options.items() if name not in MODEL}
 
 
 def _classes(text: str) -> list[str]:

@@ -118,17 +118,29 @@ def iou(a: Box, b: Box) -> float:
     return float(_iou(_polygons([a]), _polygons([b]))[0])
 
 
-def non_maximum_suppression(boxes: Sequence[Box], threshold: float = 0.5) -> list[Box]:
+def class_of(label: str) -> str:
+    """A label as classes are compared: "Storage_Tank 2" and "storage-tank" are one.
+
+    >>> class_of("Storage_Tank 2")
+    'storage tank'
+    """
+    words = label.casefold().replace("-", " ").replace("_", " ").split()
+    while len(words) > 1 and words[-1].strip("#.:").isdigit():  # "ship 1", "ship 2": numbered, not classes
+        words.pop()
+    return " ".join(words)
+
+
+def non_maximum_suppression(boxes: Sequence[Box], threshold: float = 0.5, *, by_label: bool = True) -> list[Box]:
     """Boxes without those that overlap a better one of the same label by an IoU above ``threshold``.
 
     Exact for oriented boxes. Better is the higher score, a stated one before none, then the larger area. Labels are
-    compared without case. The order of ``boxes`` is kept.
+    compared by ``class_of``, or with ``by_label=False`` not at all. The order of ``boxes`` is kept.
     """
     if not boxes:
         return []
     polygons = _polygons(boxes)
     tree = _shapely().STRtree(polygons)
-    labels = np.array([box.label.casefold() for box in boxes])
+    labels = _labels(boxes, by_label)
     kept = np.ones(len(boxes), dtype=bool)
     for index in _best_first(boxes):
         if not kept[index]:
@@ -139,7 +151,13 @@ def non_maximum_suppression(boxes: Sequence[Box], threshold: float = 0.5) -> lis
     return [box for box, keep in zip(boxes, kept, strict=True) if keep]
 
 
-def merge(found: Sequence[tuple[Window, Sequence[Box]]], size: tuple[int, int], threshold: float = 0.5) -> list[Box]:
+def merge(
+    found: Sequence[tuple[Window, Sequence[Box]]],
+    size: tuple[int, int],
+    threshold: float = 0.5,
+    *,
+    by_label: bool = True,
+) -> list[Box]:
     """What windows of one image found, each object once.
 
     Two boxes of one label from two windows are the same object if they agree (IoU above ``threshold``) over the part
@@ -157,19 +175,25 @@ def merge(found: Sequence[tuple[Window, Sequence[Box]]], size: tuple[int, int], 
     Returns:
         The boxes in the order in which they were first found.
     """
-    seen = [(window, box) for window, boxes in found for box in non_maximum_suppression(boxes, threshold)]
+
+    def suppressed(boxes: Sequence[Box]) -> list[Box]:
+        return non_maximum_suppression(boxes, threshold, by_label=by_label)
+
+    seen = [(window, box) for window, boxes in found for box in suppressed(boxes)]
     if not seen:
         return []
     boxes = [box for _, box in seen]
-    views = _Views([window for window, _ in seen], boxes, size)
+    views = _Views([window for window, _ in seen], boxes, size, _labels(boxes, by_label))
     objects = [_one([boxes[i] for i in group], views.cut[group]) for group in _groups(views, threshold)]
-    return non_maximum_suppression(objects, threshold)
+    return suppressed(objects)
 
 
 class _Views:
     """Boxes beside the windows that saw them, as arrays; a row is (left, top, right, bottom)."""
 
-    def __init__(self, windows: Sequence[Window], boxes: Sequence[Box], size: tuple[int, int]) -> None:
+    def __init__(
+        self, windows: Sequence[Window], boxes: Sequence[Box], size: tuple[int, int], labels: npt.NDArray[np.str_]
+    ) -> None:
         self.frame = np.array([(w.col, w.row, w.col + w.width, w.row + w.height) for w in windows], dtype=float)
         self.bounds = np.array([box.bounds for box in boxes], dtype=float)
         side = (self.frame[:, 2:] - self.frame[:, :2]).max(1, keepdims=True)
@@ -181,7 +205,7 @@ class _Views:
         self.grain = np.maximum(side[:, 0] / GRAIN, 1)
         self.exact = _polygons(boxes)
         self.polygons = _shapely().buffer(self.exact, self.grain, join_style="mitre")
-        self.labels = np.array([box.label.casefold() for box in boxes])
+        self.labels = labels
         self.windows = windows
 
     def pairs(self) -> tuple[Indices, Indices]:
@@ -252,6 +276,10 @@ def _one(boxes: Sequence[Box], cut: npt.NDArray[np.bool_]) -> Box:
     hull = shapely.oriented_envelope(shapely.multipoints([point for box in boxes for point in box.corners]))
     corners = tuple((float(x), float(y)) for x, y in hull.exterior.coords[:4])
     return replace(best, corners=corners, score=score, oriented=True)
+
+
+def _labels(boxes: Sequence[Box], by_label: bool) -> npt.NDArray[np.str_]:
+    return np.array([class_of(box.label) if by_label else "" for box in boxes])
 
 
 def _best_first(boxes: Sequence[Box]) -> list[int]:

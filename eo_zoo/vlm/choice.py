@@ -100,6 +100,7 @@ def of_file(
     if choice.bbox is None:
         return layer, place
     part = _part(dataset, label, choice)
+    found.notes.append(_told_cut(label, *part))
     return layer.cut(*part[:2]), place.cut(part)
 
 
@@ -200,6 +201,13 @@ def _part(dataset: DatasetReader, label: str, choice: Choice) -> Part:
     return round(rows.start), round(columns.start), grid.height, grid.width
 
 
+def _told_cut(label: str, row: int, column: int, height: int, width: int) -> str:
+    return (
+        f"{label}: cut to {width} x {height} pixels from column {column}, row {row}; places in pixels, and what a "
+        "stretch is taken of, are the cut's"
+    )
+
+
 # ---- several files ----
 
 
@@ -215,7 +223,9 @@ def of_bands(found: Found, files: Files, choice: Choice, stack: ExitStack) -> tu
     datasets = {source.label: files.open(source.path) for source in sources}
     grid = common_grid(datasets, None, found.notes)
     if choice.bbox is not None:
-        grid = grid.window(choice.bbox, choice.bbox_crs)
+        whole, grid = grid, grid.window(choice.bbox, choice.bbox_crs)
+        rows, columns = grid.axes(whole)
+        found.notes.append(_told_cut("the bands", round(rows.start), round(columns.start), grid.height, grid.width))
     layers = [_layer(source, datasets[source.label], grid, choice, found, stack) for source in sources]
     names = [get_band(source.band).sensor_name for source in sources]
     labels = ", ".join(f"{name} ({source.label})" for name, source in zip(names, sources, strict=True))

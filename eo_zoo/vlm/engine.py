@@ -20,6 +20,11 @@ Size = tuple[int, int]  # width, height
 FACTORS = {"qwen2_vl": 28, "qwen2_5_vl": 28, "qwen3_vl": 32}
 STEP = 28  # of the first step, whatever the model; pixels a side that become one token
 FEWEST, MOST = 4 * STEP**2, 16384 * STEP**2  # pixels after the first step
+#: Tokens of Qwen's chat templates, which no text may hold.
+RESERVED = (
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|video_pad|>",
+)  # fmt: skip
 ASPECT = 200  # the longer side over the shorter one, at most
 WHOLE = 2**26  # pixels (8192 x 8192) of an image that is shown at once, at most
 
@@ -53,6 +58,11 @@ class Generation:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or (name != "seed" and value < 1)):
                 raise InputError(f"{name} is {value!r}, expected a whole number{' from 1 on' * (name != 'seed')}")
+        if max(self.min_pixels or 0, self.max_pixels or 0) > MOST:
+            raise InputError(
+                f"min_pixels is {self.min_pixels} and max_pixels {self.max_pixels}, expected at most {MOST:,}: larger "
+                "images are reduced to this before the model's own processor sees them"
+            )
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise InputError(f"seed is {self.seed}, expected a number of 64 bits")
         if self.temperature is not None and not 0 <= self.temperature < math.inf:
@@ -83,6 +93,9 @@ class Question:
             raise InputError(f"{len(self.images)} images were given, expected one, or two to compare")
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise InputError("the prompt is empty: say what is asked of the image")
+        forged = next((token for token in RESERVED if token in self.prompt), None)
+        if forged:
+            raise InputError(f"the prompt holds {forged}, a token that only the chat template may set")
         for image in self.images:
             check_shape(image.size)
 
@@ -104,24 +117,24 @@ class Answer:
     complete: bool = True
 
 
-def check_shape(size: Size) -> None:
-    """Raise what no model of these takes.
+def check_shape(size: Size, name: str = "the image") -> None:
+    """Raise what no model of these takes; ``name`` is what the image is called.
 
     Raises:
         InputError: a side of 0 pixels, too long a strip, or too many pixels at once.
     """
     width, height = size
     if min(size) < 1:
-        raise InputError(f"the image is {width} x {height} pixels, expected at least one")
+        raise InputError(f"{name} is {width} x {height} pixels, expected at least one")
     if any(max(sides) > ASPECT * min(sides) for sides in (size, multiples(size, STEP, FEWEST, MOST))):
         raise InputError(
-            f"the image is {width} x {height} pixels, a strip; expected a longer side of at most {ASPECT} times the "
+            f"{name} is {width} x {height} pixels, a strip; expected a longer side of at most {ASPECT} times the "
             "shorter one: cut it"
         )
     if width * height > WHOLE:
         raise InputError(
-            f"the image is {width} x {height} pixels, more than {WHOLE:,} that are shown to the model at once: cut it "
-            "with bbox, or look for objects with detect and window=1024, which goes through it in windows"
+            f"{name} is {width} x {height} pixels, more than {WHOLE:,} that are shown to the model at once: cut it "
+            "with bbox (--bbox), or look for objects with detect, which goes through it in windows (--window 1024)"
         )
 
 

@@ -115,6 +115,8 @@ class TerraSense(Asker):
             )
             processor = getattr(transformers, f"{family}Processor").from_pretrained(name, **where)
         _require_whole(info, name)
+        if processor.tokenizer.convert_tokens_to_ids("<|image_pad|>") != model.config.image_token_id:
+            raise WeightsError(f"{name}: the files of its tokenizer are missing, or another model's")
         if commit:
             _require_verified(config.parent)
         return cls(model, processor, name=name, revision=commit, batch_size=batch_size)
@@ -335,6 +337,8 @@ def _quantized(quantization: Any) -> Any:
 def _told(name: str) -> Iterator[None]:
     """transformers' and the Hub's errors as one sentence of ours."""
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import StrictDataclassError as WrongConfig
+    from safetensors import SafetensorError
 
     try:
         yield
@@ -344,7 +348,16 @@ def _told(name: str) -> Iterator[None]:
         raise InputError(f"{name}: there is no such repository on the Hub, or it needs a token") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
         raise DownloadError(f"{name}: cannot be fetched ({_first_line(error)})") from error
-    except (OSError, ValueError, RuntimeError) as error:  # whatever a dtype or a device that cannot be brings about
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{name}: a file of weights is damaged or cut off ({error}): fetch or copy it again"
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        WrongConfig,
+    ) as error:  # whatever a dtype or a device that cannot be brings about
         text = _first_line(error)
         if "safetensors" in text:
             raise WeightsError(

@@ -78,12 +78,12 @@ def draw(path: str | Path, picture: Image.Image, detections: Detections, *, over
         The path with links resolved.
 
     Raises:
-        InputError: another suffix, no such folder, a file that is there, or the image itself.
+        InputError: another suffix, no such folder, or a file that is there.
         OSError: the file cannot be written.
     """
     from eo_zoo.geo.checks import writable
 
-    target = cast(Path, writable("the overlay", path, (".png",), overwrite, detections.source))
+    target = cast(Path, writable("the overlay", path, (".png",), overwrite))
     page = _page(picture, detections)
     with replacing(target) as part:
         page.save(part, format="PNG")

@@ -275,10 +275,13 @@ def _upright(numbers: Sequence[float], space: Space) -> tuple[tuple[Point, ...],
     if not (left < right and top < bottom):
         raise _NoBox("a box without an area")
     width, height = space.image
+    turned = "with corners the other way round: taken as x1 < x2, y1 < y2" * (
+        numbers[0] > numbers[2] or numbers[1] > numbers[3]
+    )
     clipped = Box.upright(max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height)))
     if left >= width or top >= height or right <= 0 or bottom <= 0:
         raise _NoBox("a box outside of the image")
-    return clipped.corners, "" if clipped == box else "clipped to the image"
+    return clipped.corners, turned if clipped == box else "clipped to the image"
 
 
 def _oriented(numbers: Sequence[float], space: Space) -> tuple[tuple[Point, ...], str]:

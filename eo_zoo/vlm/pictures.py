@@ -1,4 +1,4 @@
-"""Images of any kind as the RGB pictures that a vision-language model looks at, read whole, reduced or in windows.
+"""Images of any kind as the RGB pictures that a vision-language model looks at, read whole or in windows.
 
 What PIL reads as bytes keeps PIL's bytes, with white behind transparency as ``qwen_vl_utils`` puts it, so that the
 model's tokens are those of the published snippet. Everything else is stretched to bytes, once for the whole image.
@@ -6,7 +6,6 @@ model's tokens are those of the published snippet. Everything else is stretched 
 
 from __future__ import annotations
 
-import math
 import warnings as python_warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -104,12 +103,6 @@ class Picture(Opened):
     def thumbnail(self, side: int) -> Image.Image:
         """The whole image, reduced so that its longer side is no more than that."""
         return self._shown(self._part(None), _within(self.size, side))
-
-    def reduced(self, pixels: int) -> Image.Image:
-        """The whole image, reduced to no more than so many pixels."""
-        by = math.sqrt(min(1.0, pixels / math.prod(self.size)))
-        width, height = (max(1, math.floor(side * by + 1e-9)) for side in self.size)
-        return self._shown(self._part(None), (width, height))
 
     def cut(self, part: Part) -> Picture:
         """A part of the image; closing it closes the whole."""

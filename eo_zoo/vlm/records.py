@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from eo_zoo.vlm.parse import Unparsed
 
 PLAIN = (".csv", ".json")  # for any image; the others have no coordinates but a map's
+NEEDS = {".geojson": ("shapely", "pyproj"), ".gpkg": ("geopandas", "pyogrio"), ".parquet": ("geopandas", "pyarrow")}
 WGS84 = "EPSG:4326"
 COLUMNS = {
     "class": "string", "score": "float64", "prompt": "string", "model": "string", "revision": "string",
@@ -153,7 +154,7 @@ class Detections:
             MissingExtra: the format needs a package that is not installed.
             OSError: the file cannot be written.
         """
-        target = check_output(path, self.georeferenced, overwrite=overwrite, inputs=(self.source,))
+        target = check_output(path, self.georeferenced, overwrite=overwrite)
         content = FORMATS[target.suffix.lower()](self)
         with replacing(target) as part:
             part.write_bytes(content)
@@ -217,6 +218,7 @@ def check_output(
         inputs: files that must not be replaced.
 
     Raises:
+        MissingExtra: a package that the format needs is not installed.
         InputError: an unknown suffix, a format that needs a map for an image without one, no such folder, a file that
             is there, or one of ``inputs``.
     """
@@ -224,6 +226,8 @@ def check_output(
 
     target = writable("the output", path, tuple(FORMATS), overwrite, *inputs)
     target = cast(Path, target)
+    for package in NEEDS.get(target.suffix.lower(), ()):
+        require(package, "vlm")
     if not georeferenced and target.suffix.lower() not in PLAIN:
         raise InputError(
             f"the output is {target.name}, but the image has no georeference (a transform and a CRS), so its boxes "

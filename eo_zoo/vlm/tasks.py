@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from eo_zoo.errors import InputError, nearest
 from eo_zoo.progress import progress_bar
 from eo_zoo.vlm import prompts
-from eo_zoo.vlm.boxes import Box, Window, merge, windows
+from eo_zoo.vlm.boxes import Box, Window, class_of, merge, windows
 from eo_zoo.vlm.engine import FACTORS, GENERATION_OPTIONS, MOST, STEP, Answer, Generation, Question, check_shape
 from eo_zoo.vlm.parse import Space, Unparsed, parse_count, parse_together
 
@@ -195,7 +195,7 @@ class Asker(abc.ABC):
                     ]
                     answers = self.answer(asked, generation)
                     replies += [
-                        _reply(answer, **self._provenance(those, question.prompt))
+                        _reply(answer, **self._provenance(those, question.prompt, generation))
                         for those, question, answer in zip(pictures, asked, answers, strict=True)
                     ]
                 tick(len(chunk))
@@ -223,9 +223,10 @@ class Asker(abc.ABC):
         generation, reading = _options(options, EXACT)
         with ExitStack() as stack:
             pictures = _open(stack, image, reading)
-            question = self._question(pictures, prompt or prompts.classify(names), generation)
+            asked = prompts.classify(names) if prompt is None else prompt
+            question = self._question(pictures, asked, generation)
             logs = self.likelihoods(question, names, generation)
-            said = self._provenance(pictures, question.prompt)
+            said = self._provenance(pictures, question.prompt, generation)
         best = max(logs)
         shares = [math.exp(log - best) for log in logs]
         scores = {name: share / sum(shares) for name, share in zip(names, shares, strict=True)}
@@ -266,8 +267,9 @@ class Asker(abc.ABC):
             raise InputError("there is nothing to look for: give a class, or several")
         return self._boxes(
             image,
-            prompt or prompts.detect(classes, oriented=oriented),
+            prompts.detect(classes, oriented=oriented) if prompt is None else prompt,
             label=classes[0] if len(classes) == 1 else "",
+            one_class=len(classes) == 1,
             window=window,
             overlap=overlap,
             progress=progress,
@@ -281,16 +283,18 @@ class Asker(abc.ABC):
         """
         if not phrase or not phrase.strip():
             raise InputError("the phrase is empty: say what is to be found")
-        prompt = options.pop("prompt", None) or prompts.ground(phrase, oriented=oriented)
-        return self._boxes(image, prompt, label=phrase, **options)
+        asked = options.pop("prompt", None)
+        prompt = prompts.ground(phrase, oriented=oriented) if asked is None else asked
+        return self._boxes(image, prompt, label=phrase, one_class=True, **options)
 
     def change(self, before: Any, after: Any, *, oriented: bool = False, **options: Any) -> Detections:
         """Where two images of one place differ, on the grid of the first; ``options`` also as of ``detect``.
 
         Georeferenced ones are brought to one grid first, others must be equally large.
         """
-        prompt = options.pop("prompt", None) or prompts.change(oriented=oriented)
-        return self._boxes((before, after), prompt, label="change", **options)
+        asked = options.pop("prompt", None)
+        prompt = prompts.change(oriented=oriented) if asked is None else asked
+        return self._boxes((before, after), prompt, label="change", one_class=False, **options)
 
     def count(
         self, image: Any, what: str, *, boxes: bool | None = None, prompt: str | None = None, **options: Any
@@ -301,8 +305,8 @@ class Asker(abc.ABC):
             image: see the class.
             what: the class, as "ship".
             boxes: detect them and count the boxes; False: ask for the number. By default the number is asked for,
-                and boxes are counted where the image is gone through in windows, as sums of windows' numbers would
-                count what lies across a seam twice.
+                and boxes are counted where the image is gone through in windows or ``window`` is given, as sums of
+                windows' numbers would count what lies across a seam twice.
             prompt: instead of ``eo_zoo.vlm.prompts.count``, or where boxes are counted ``detect``.
             **options: see ``detect``.
         """
@@ -311,21 +315,20 @@ class Asker(abc.ABC):
         with ExitStack() as stack:
             generation, reading = _options({k: v for k, v in options.items() if k not in WINDOWING}, EXACT)
             pictures = _open(stack, image, reading)
+            if len(pictures) > 1:
+                raise InputError("two images were given: objects are counted in one")
+            window = options.get("window")
             if boxes is None:
-                boxes = len(_places(pictures[0].size, options.get("window"), options.get("overlap"), generation)) > 1
+                boxes = window is not None or len(_places(pictures[0].size, None, None, generation)) > 1
             if boxes:
-                picture = pictures[0]
                 own = {name: value for name, value in options.items() if name not in READING}
-                found = self.detect(picture, what, prompt=prompt, **own)
-                said: dict[str, Any] = dict(
-                    prompt=found.prompt, sources=(found.source,), model=found.model, revision=found.revision
-                )
-                told: dict[str, Any] = dict(notes=(*found.notes, "boxes were counted"), warnings=found.warnings)
-                return Count(value=len(found), text=found.summary(), detections=found, **said, **told)
-            if options.get("window"):
+                return _counted(self.detect(pictures[0], what, prompt=prompt, **own), what)
+            if window is not None:
                 raise InputError("the number is asked of a whole image: leave window out, or count with boxes=True")
-            question = self._question(pictures, prompt or prompts.count(what), generation)
-            reply = _reply(self.answer([question], generation)[0], **self._provenance(pictures, question.prompt))
+            question = self._question(pictures, prompts.count(what) if prompt is None else prompt, generation)
+            reply = _reply(
+                self.answer([question], generation)[0], **self._provenance(pictures, question.prompt, generation)
+            )
         value = parse_count(reply.text)
         shared = {one.name: getattr(reply, one.name) for one in dataclasses.fields(Said)}
         if value is None:
@@ -338,6 +341,7 @@ class Asker(abc.ABC):
         prompt: str,
         *,
         label: str,
+        one_class: bool,
         window: int | None = None,
         overlap: int | None = None,
         progress: bool | None = None,
@@ -359,9 +363,9 @@ class Asker(abc.ABC):
                 raise InputError(f"{pictures[0].source}: no window holds valid pixels: is it all nodata?")
             looked = self._look(pictures, shown, prompt, label, generation, progress)
             size, boxes = pictures[0].size, [box for _, boxes in looked.found for box in boxes]
-            said = self._provenance(pictures, prompt)
+            said = self._provenance(pictures, prompt, generation, shown[0])
             if len(places) > 1:
-                boxes = merge(looked.found, size)
+                boxes = merge(looked.found, size, by_label=not one_class)
                 empty = f", {len(places) - len(shown)} without valid pixels left out" * (len(shown) < len(places))
                 side = f"{places[0].width} x {places[0].height}"
                 said["notes"] += (f"gone through in {len(shown)} windows of {side} pixels{empty}",)
@@ -413,30 +417,33 @@ class Asker(abc.ABC):
     def _question(
         self, pictures: Sequence[Picture], prompt: str, generation: Generation, window: Window | None = None
     ) -> Question:
-        """What is shown and asked; said of each picture, where it is shown smaller than it is."""
+        """What is shown and asked."""
         shown = []
         for picture in pictures:
             width, height = picture.size if window is None else (window.width, window.height)
-            check_shape((width, height))
-            limit = generation.max_pixels or MOST
-            if width * height > limit:
-                sentence = (
-                    f"{picture.source}: {width} x {height} pixels are more than max_pixels, {limit:,}: the model sees "
-                    f"one pixel for {width * height / limit:.1f}; for small objects take windows, or bbox"
-                )
-                if sentence not in picture.warnings:
-                    picture.warnings.append(sentence)
+            check_shape((width, height), picture.source)
             shown.append(picture.read(window))
         return Question(tuple(shown), prompt)
 
-    def _provenance(self, pictures: Sequence[Picture], prompt: str) -> dict[str, Any]:
+    def _provenance(
+        self, pictures: Sequence[Picture], prompt: str, generation: Generation, shown: Window | None = None
+    ) -> dict[str, Any]:
+        """What a result tells; ``shown`` is one of the windows, None for whole pictures."""
+        limit, reduced = generation.max_pixels or MOST, []
+        for picture in pictures:
+            width, height = picture.size if shown is None else (shown.width, shown.height)
+            if width * height > limit:
+                reduced.append(
+                    f"{picture.source}: {width} x {height} pixels are more than max_pixels, {limit:,}: the model sees "
+                    f"one pixel for {width * height / limit:.1f}; for small objects take windows, or bbox"
+                )
         return dict(
             prompt=prompt,
             sources=tuple(picture.source for picture in pictures),
             model=self.name,
             revision=self.revision,
             notes=tuple(dict.fromkeys(note for picture in pictures for note in picture.notes)),
-            warnings=tuple(dict.fromkeys(text for picture in pictures for text in picture.warnings)),
+            warnings=tuple(dict.fromkeys([text for one in pictures for text in one.warnings] + reduced)),
         )
 
 
@@ -474,8 +481,9 @@ def _open(stack: ExitStack, image: Any, reading: Mapping[str, Any], *, aligned: 
     from eo_zoo.vlm.pictures import Picture, open_pair, open_picture
 
     images = list(image) if isinstance(image, (list, tuple)) else [image]
-    if not 1 <= len(images) <= 2 or any(one is None for one in images):
-        given = "no image was" if not images or None in images else f"{len(images)} images were"
+    missing = not images or any(one is None for one in images)
+    if missing or len(images) > 2:
+        given = "no image was" if missing else f"{len(images)} images were"
         raise InputError(f"{given} given, expected one, or two to compare")
     if aligned and len(images) == 2 and not all(isinstance(one, Picture) for one in images):
         pictures: tuple[Picture, ...] = open_pair(*images, **reading)
@@ -509,6 +517,22 @@ def _places(size: tuple[int, int], window: int | None, overlap: int | None, gene
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for first in range(0, len(items), size):
         yield items[first : first + size]
+
+
+def _counted(found: Detections, what: str) -> Count:
+    others = [label for label in found.counts() if class_of(label) not in (class_of(what), "")]
+    called = (f"some of what was counted is called otherwise than {what}: {', '.join(others)}",) * bool(others)
+    return Count(
+        value=len(found),
+        text=found.summary(),
+        detections=found,
+        prompt=found.prompt,
+        sources=(found.source,),
+        model=found.model,
+        revision=found.revision,
+        notes=(*found.notes, "boxes were counted"),
+        warnings=(*found.warnings, *called),
+    )
 
 
 def _reply(answer: Answer, *, warnings: tuple[str, ...], **said: Any) -> Reply:

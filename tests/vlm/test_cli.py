@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from eo_zoo.vlm import model
+from eo_zoo.vlm.engine import Answer
 from tests.vlm import oracle
 from tests.vlm.oracle import GRIDS, Oracle, square
 
@@ -88,6 +89,8 @@ def test_reading_options(run, sees, scene):
     assert left
     code, text, _ = run("count", scene, "ship", "--boxes", "--bbox", west, south, east, north)
     assert (code, text) == (0, "2\n")
+    told = run("count", scene, "ship", "--boxes", "--bbox", west, south, east, north)[2]
+    assert "cut to 150 x 100 pixels from column 0, row 0" in told
 
 
 def test_ground_and_change(run, sees, scene, tmp_path):
@@ -128,6 +131,30 @@ def test_classify_prints_a_table(run, scene, tiny_folder, tmp_path):
     assert run("classify", scene, "-m", tiny_folder, "--classes", "a")[0] == 2
 
 
+def test_no_answer_is_a_failure(run, scene, tmp_path, monkeypatch):
+    """Not "there is none", and nothing is written."""
+
+    class Mute(Oracle):
+        def _one(self, question, generation):
+            return Answer("", (), tuple(image.size for image in question.images))
+
+        def pieces(self, question, generation):
+            yield ""
+
+    monkeypatch.setattr(model.TerraSense, "from_pretrained", lambda **_: Mute())
+    out = tmp_path / "o.geojson"
+    asked = (("ask", scene, "What?"), ("ask", scene, "What?", "--stream"), ("describe", scene))
+    for words in (*asked, ("detect", scene, "ship", "-o", out), ("ask", scene, "What?", "--json")):
+        code, _, err = run(*words)
+        assert code == 1 and "answer is empty" in err, words
+    assert not out.exists()
+
+
+def test_streams_tell_what_was_shown(run, sees, scene):
+    code, _, err = run("ask", scene, "What?", "--stream", "--stretch", "1,99")
+    assert code == 0 and "99" in err
+
+
 def test_a_count_without_a_number_fails(run, scene, tiny_folder):
     code, _, err = run("count", scene, "ship", "-m", tiny_folder, "--max-new-tokens", 3)
     assert code == 1 and "no one number" in err
@@ -139,6 +166,9 @@ def test_a_count_without_a_number_fails(run, scene, tiny_folder):
         (("ask", "What?"), "give an image and a question"),
         (("ask", "absent.tif", "What?"), "no such file"),
         (("ask", "SCENE", " "), "prompt is empty"),
+        (("ask", "SCENE", "PLAIN"), "the question comes last"),
+        (("ask", "SCENE", "SCENE", "SCENE", "absent.tif", "What?", "--each"), "no such file"),
+        (("classify", "SCENE", "--classes", "nothere.txt"), "not there"),
         (("ask", "SCENE", "SCENE", "SCENE", "What?"), "--each"),
         (("ask", "SCENE", "What?", "--stream", "--json"), "--stream"),
         (("ask", "TEXT", "What?"), "TEXT"),

@@ -261,6 +261,19 @@ def test_weights_that_do_not_fit(copy, fault):
         TerraSense.from_pretrained(copy)
 
 
+def test_files_that_are_cut_off_or_missing(copy):
+    path = copy / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(WeightsError, match="damaged or cut off"):
+        TerraSense.from_pretrained(copy)
+    path.write_bytes(whole)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"):
+        (copy / name).unlink(missing_ok=True)
+    with pytest.raises((WeightsError, InputError), match=r"tokenizer|loaded"):
+        TerraSense.from_pretrained(copy)
+
+
 def test_no_pickle_is_opened(copy, tmp_path):
     canary = tmp_path / "canary"
 
@@ -303,6 +316,9 @@ def test_folders_that_hold_no_model(tmp_path):
 def test_arguments(tiny_folder, monkeypatch):
     with pytest.raises(InputError, match="8bit or 4bit"):
         TerraSense.from_pretrained(tiny_folder, quantization="2bit")
+    for wrong in (dict(dtype="bf16"), dict(device_map="gpu"), dict(device_map="cuda:7")):
+        with pytest.raises(InputError):
+            TerraSense.from_pretrained(tiny_folder, **wrong)
     with pytest.raises(InputError, match="batch_size is 0"):
         TerraSense.from_pretrained(tiny_folder, batch_size=0)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)

@@ -340,7 +340,7 @@ def test_an_image_is_not_overwritten_by_what_was_found_in_it(tmp_path):
     item = tmp_path / "item.json"
     item.write_text("{}")
     with pytest.raises(InputError, match="is the input itself"):
-        detections(source=str(item)).write(item, overwrite=True)
+        check_output(item, True, overwrite=True, inputs=(item,))
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

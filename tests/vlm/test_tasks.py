@@ -124,6 +124,22 @@ def test_rows_of_equal_objects_are_not_thinned(tmp_path):
     assert len(model.detect(scene, "ship", window=120, overlap=60)) == len(cars)
 
 
+def test_one_class_under_several_names_is_counted_once(tmp_path):
+    """A model calls the same ship otherwise in another window, or numbers it; one class was asked for."""
+
+    class Varies(Oracle):
+        def _find(self, image):
+            names = ("ship", "cargo ship", "Ships", "ship 1", "ship 2")
+            number = len(self.questions) + round(np.asarray(image).mean())
+            return [(names[(number + i) % 5], corners) for i, (_, corners) in enumerate(super()._find(image))]
+
+    planted = {"ship": [square(130, 60, 30, 20), square(250, 100, 20, 40), square(118, 150, 40, 20)]}
+    scene = oracle.raster(tmp_path / "scene.tif", "aerial", planted)
+    counted = Varies().count(scene, "ship", window=128, overlap=64)
+    assert counted.value == 3
+    assert any("called otherwise than ship" in text for text in counted.warnings)
+
+
 def test_windows_without_pixels_are_not_shown(tmp_path):
     scene = oracle.raster(tmp_path / "scene.tif", "drone", {})
     model = Oracle()
@@ -146,6 +162,9 @@ def test_an_image_larger_than_the_model_takes_goes_in_windows(tmp_path):
     assert np.abs(np.array(found.boxes[0].bounds) - (1050, 1010, 1110, 1050)).max() <= 1
     reply = model.ask(tmp_path / "large.png", "Any ships?", **limit)
     assert any("more than max_pixels" in text for text in reply.warnings)
+    with open_picture(tmp_path / "large.png") as picture:
+        assert model.ask(picture, "Any ships?", **limit).warnings
+        assert not model.ask(picture, "Any ships?").warnings  # of this call alone
     assert not model.ask(tmp_path / "large.png", "Any ships?").warnings
 
 
@@ -164,6 +183,9 @@ def test_count(tmp_path):
         assert said.prompt == prompts.count("ship")
     with pytest.raises(InputError, match="boxes=True"):
         Oracle().count(scene, "ship", boxes=False, window=100)
+    assert Oracle().count(scene, "ship", window=4096).detections is not None  # asked for windows, given boxes
+    with pytest.raises(InputError, match="two images"):
+        Oracle().count([scene, scene], "ship", boxes=True)
 
 
 def test_ground(tmp_path):
@@ -245,6 +267,17 @@ def test_what_is_wrong_is_said_before_anything_is_asked(noise):
         (lambda: model.detect(image, "ship", overlap=10), "give window"),
         (lambda: model.detect(image, "ship", colour=1), "unknown option 'colour'"),
         (lambda: model.detect([image] * 3, "ship"), "3 images"),
+        (lambda: model.detect([np.asarray(image)] * 3, "ship"), "3 images"),
+        (lambda: model.ask([np.asarray(image), None], "What?"), "no image was given"),
+        (lambda: model.detect(image, None), "nothing to look for"),
+        (lambda: model.ask(image, None), "prompt is empty"),
+        (lambda: model.ask(image, "the <|image_pad|> what?"), r"<\|image_pad\|>"),
+        (lambda: model.detect(image, "ship", prompt=""), "prompt is empty"),
+        (lambda: model.detect(image, "ship", window=30.5), "window is 30.5"),
+        (lambda: model.ask(image, "What?", window=100), "what finds boxes"),
+        (lambda: model.ask(image, "What?", max_pixels=50_000_000), "at most 12,845,056"),
+        (lambda: model.ask(image, "What?", seed=2**70), "64 bits"),
+        (lambda: model.ask(image, "What?", max_new_tokens="5"), "whole number"),
         (lambda: model.count(image, ""), "nothing to count"),
         (lambda: Oracle(None).detect(image, "ship"), "model_type"),
     ):

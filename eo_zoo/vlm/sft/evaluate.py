@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eo_zoo.errors import InputError
-from eo_zoo.vlm.boxes import Box, iou
+from eo_zoo.vlm.boxes import Box, class_of, iou
 from eo_zoo.vlm.engine import Generation
 from eo_zoo.vlm.parse import Space, parse_boxes
 from eo_zoo.vlm.sft import sharegpt
@@ -171,7 +171,7 @@ def compare(predicted: Sequence[Box], truth: Sequence[Box], threshold: float = 0
     sides: dict[str, tuple[list[Box], list[Box]]] = defaultdict(lambda: ([], []))
     for side, boxes in enumerate((predicted, truth)):
         for box in boxes:
-            sides[_label(box)][side].append(box)
+            sides[class_of(box.label)][side].append(box)
     scores = {}
     for label, (guesses, true) in sides.items():
         overlaps = _matches(guesses, true, threshold)
@@ -278,10 +278,6 @@ def _box(record: Any, where: str) -> Box:
 
 
 # ---- matching ----
-
-
-def _label(box: Box) -> str:
-    return " ".join(box.label.casefold().replace("-", " ").replace("_", " ").split())
 
 
 def _matches(predicted: Sequence[Box], truth: Sequence[Box], threshold: float) -> list[float]:

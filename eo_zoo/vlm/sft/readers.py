@@ -226,7 +226,12 @@ def _upright(box: Box) -> Box:
 
 def _pictures(folder: Path) -> dict[str, Path]:
     """Images below a folder by their names without suffix."""
-    return {path.stem: path for path in sorted(folder.glob("**/*")) if path.suffix.lower() in PICTURES}
+    found: dict[str, Path] = {}
+    for path in (path for path in sorted(folder.glob("**/*")) if path.suffix.lower() in PICTURES):
+        if path.stem in found:
+            raise InputError(f"{found[path.stem]} and {path} have one name: which of them labels mean cannot be told")
+        found[path.stem] = path
+    return found
 
 
 def _picture(pictures: dict[str, Path], stem: str, why: Path) -> Path:

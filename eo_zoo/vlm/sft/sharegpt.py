@@ -15,15 +15,12 @@ from typing import Any, NamedTuple
 
 from eo_zoo.errors import InputError
 from eo_zoo.files import replacing
+from eo_zoo.vlm.engine import RESERVED
 
 IMAGE = "<image>"  # the place of an image in a question
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 FORMS = (("messages", "role", "content"), ("conversations", "from", "value"))
 #: Tokens that the chat template and the processor set, and that no text may forge.
-RESERVED = (
-    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-    "<|video_pad|>",
-)  # fmt: skip
 
 
 class Message(NamedTuple):
