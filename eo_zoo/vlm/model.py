@@ -349,15 +349,9 @@ def _told(name: str) -> Iterator[None]:
     except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
         raise DownloadError(f"{name}: cannot be fetched ({_first_line(error)})") from error
     except SafetensorError as error:
-        raise WeightsError(
-            f"{name}: a file of weights is damaged or cut off ({error}): fetch or copy it again"
-        ) from error
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        WrongConfig,
-    ) as error:  # whatever a dtype or a device that cannot be brings about
+        raise WeightsError(f"{name}: a file of weights is damaged or cut off: copy it again ({error})") from error
+    # whatever a device or a dtype that cannot be, or a tokenizer that is not there, brings about, too
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError, WrongConfig) as error:
         text = _first_line(error)
         if "safetensors" in text:
             raise WeightsError(
