@@ -86,6 +86,7 @@ def brief(folder: Path) -> Path:
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
     with torch.no_grad():
         model.get_output_embeddings().weight[model.generation_config.eos_token_id] *= 8
+    model.generation_config.min_new_tokens = 8  # an empty answer is a failure
     model.save_pretrained(folder)
     return folder
 
