@@ -319,3 +319,24 @@ def test_places_written_in_another_way_than_the_type_promises(tmp_path, options)
     found.write(tmp_path / "found.geojson")
     assert_found(tmp_path / "found.geojson", GRIDS["drone"], planted)
     assert sum("taken as 0..1000" in text for text in found.warnings) == 1
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("grammar", GRAMMARS)
+def test_known_oriented_boxes_lie_within_a_pixel(tmp_path, name, model_type, grammar):
+    """As whole numbers of the model's space, which is all that is lost."""
+
+    class Knows(Oracle):
+        def _find(self, image):
+            across, down = (seen / own for seen, own in zip(image.size, GRIDS[name]["size"], strict=True))
+            return [
+                (label, [self._number(x * across, y * down, image.size) for x, y in corners])
+                for label, shapes in ORIENTED[name].items()
+                for corners in shapes
+            ]
+
+    scene = oracle.raster(tmp_path / "scene.tif", name, {})
+    found = Knows(model_type, grammar, oriented=True).detect(scene, ["ship", "roof", "tank"], oriented=True)
+    found.write(tmp_path / "found.geojson")
+    assert_found(tmp_path / "found.geojson", GRIDS[name], ORIENTED[name], within=1.0)
