@@ -21,8 +21,9 @@ import struct
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
+
+from tests.loopback import Loopback
 
 if TYPE_CHECKING:
     import pytest
@@ -52,7 +53,7 @@ class File:
     fault: str = "close"  # how it is cut: "close", "reset" (like a crash) or "stall" (silence until the server stops)
 
 
-class HubServer:
+class HubServer(Loopback):
     """Context manager; ``url`` is the endpoint, ``requests`` what was asked, as (method, path, range).
 
     ``headers`` holds the headers of the same requests, by lower-case names, ``posted`` what came by POST, as JSON, and
@@ -66,11 +67,9 @@ class HubServer:
         self.posted: list[tuple[str, Any]] = []
         self.commit = COMMIT
         self.made: set[str] = set()  # repositories and, as REPO@BRANCH, branches that were asked for by POST
-        self.stopped = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        server.daemon_threads = True
+        super().__init__(server)
 
     def add(self, repo: str, name: str, data: bytes, *, lfs: bool = True, revision: str = "main") -> File:
         """A file of a branch, which is there by the branch's commit too, or of a commit (40 digits)."""
@@ -102,18 +101,6 @@ class HubServer:
     def ranges(self) -> list[str | None]:
         """The Range of each GET."""
         return [span for method, _, span in self.requests if method == "GET"]
-
-    def __enter__(self) -> HubServer:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stopped.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 def commit_of(branch: str) -> str:

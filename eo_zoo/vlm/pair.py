@@ -125,7 +125,7 @@ def _between(places: npt.NDArray[np.float64], length: int) -> bool:
 
 def _inside(one: Place, other: Place) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Columns and rows in the first of points all over the second, as far as they have any."""
-    assert one.transform is not None and other.transform is not None
+    assert one.transform is not None and other.transform is not None  # as they have a CRS
     along = np.linspace(0, 1, POINTS)
     columns, rows = np.meshgrid(along * other.width, along * other.height)
     x, y = mapped(other.transform, columns.ravel(), rows.ravel())
@@ -145,7 +145,7 @@ def _inside(one: Place, other: Place) -> tuple[npt.NDArray[np.float64], npt.NDAr
 def _elsewhere(before: Picture, after: Picture) -> str:
     places = []
     for picture in (before, after):
-        assert picture.transform is not None
+        assert picture.transform is not None  # as it has a CRS
         x, y = mapped(picture.transform, picture.size[0] / 2, picture.size[1] / 2)
         places.append(f"{picture.source} around {x:.8g}, {y:.8g} in {name_of(picture.crs)}")
     return f"the two images have no common area: {' and '.join(places)}; give two of one place"

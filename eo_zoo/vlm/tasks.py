@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from eo_zoo.errors import InputError, nearest
 from eo_zoo.progress import progress_bar
@@ -114,6 +114,22 @@ class Looked:
     answers: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     cut: int = 0  # answers that were cut off
+
+    @classmethod
+    def of(cls, answers: Sequence[tuple[Window, Answer]], model_type: str, label: str) -> Self:
+        """Read the answers; boxes are in pixels of the whole image."""
+        spaces = [Space.of(model_type, one.seen[-1], (place.width, place.height)) for place, one in answers]
+        parsed = parse_together([one.text for _, one in answers], spaces, label=label)
+        return cls(
+            found=[
+                (place, [box.shifted(place.col, place.row) for box in own.boxes])
+                for (place, _), own in zip(answers, parsed, strict=True)
+            ],
+            unparsed=[part for own in parsed for part in own.unparsed],
+            answers=[one.text for _, one in answers],
+            warnings=[text for own in parsed for text in own.warnings],
+            cut=sum(not one.complete for _, one in answers),
+        )
 
     def all_warnings(self, generation: Generation) -> list[str]:
         """Each once."""
@@ -350,7 +366,8 @@ class Asker(abc.ABC):
         from eo_zoo.vlm.records import Detections
 
         generation, reading = _options(options, EXACT)
-        if self.model_type not in FACTORS:
+        model_type = self.model_type
+        if model_type not in FACTORS:
             raise InputError(
                 f"how {self.name} writes places is not known: give model_type (--model-type), one of "
                 f"{', '.join(FACTORS)}, as its config.json says"
@@ -361,7 +378,8 @@ class Asker(abc.ABC):
             shown = [place for place in places if all(picture.valid(place) for picture in pictures)]
             if not shown:
                 raise InputError(f"{pictures[0].source}: no window holds valid pixels: is it all nodata?")
-            looked = self._look(pictures, shown, prompt, label, generation, progress)
+            asked = self._answers(pictures, shown, prompt, generation, progress)
+            looked = Looked.of(asked, model_type, label)
             size, boxes = pictures[0].size, [box for _, boxes in looked.found for box in boxes]
             said = self._provenance(pictures, prompt, generation, shown[0])
             if len(places) > 1:
@@ -384,35 +402,22 @@ class Asker(abc.ABC):
                 warnings=(*said["warnings"], *looked.all_warnings(generation)),
             )
 
-    def _look(
+    def _answers(
         self,
         pictures: Sequence[Picture],
         shown: Sequence[Window],
         prompt: str,
-        label: str,
         generation: Generation,
         progress: bool | None,
-    ) -> Looked:
-        """Ask of each window, and read the answers; boxes are in pixels of the whole image."""
-        assert self.model_type is not None  # checked by the caller
+    ) -> list[tuple[Window, Answer]]:
+        """The same question about each window."""
         answers: list[tuple[Window, Answer]] = []
         with progress_bar("looking", len(shown), progress if len(shown) > 1 else False, "windows") as tick:
             for chunk in _chunks(shown, self.at_a_time):
                 asked = [self._question(pictures, prompt, generation, place) for place in chunk]
                 answers += zip(chunk, self.answer(asked, generation), strict=True)
                 tick(len(chunk))
-        spaces = [Space.of(self.model_type, one.seen[-1], (place.width, place.height)) for place, one in answers]
-        parsed = parse_together([one.text for _, one in answers], spaces, label=label)
-        return Looked(
-            found=[
-                (place, [box.shifted(place.col, place.row) for box in own.boxes])
-                for (place, _), own in zip(answers, parsed, strict=True)
-            ],
-            unparsed=[part for own in parsed for part in own.unparsed],
-            answers=[one.text for _, one in answers],
-            warnings=[text for own in parsed for text in own.warnings],
-            cut=sum(not one.complete for _, one in answers),
-        )
+        return answers
 
     def _question(
         self, pictures: Sequence[Picture], prompt: str, generation: Generation, window: Window | None = None

@@ -16,8 +16,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
+
+from tests.loopback import Loopback
 
 
 @dataclass
@@ -48,7 +49,7 @@ def streamed(*texts: str, reason: str = "stop") -> Reply:
     return Reply("".join([*lines, "data: [DONE]\n\n"]).encode(), kind="text/event-stream; charset=utf-8")
 
 
-class ChatServer:
+class ChatServer(Loopback):
     """Context manager; ``bodies`` and ``headers`` (lower-case names) are of the requests, in their order.
 
     ``most`` is how many there were at once.
@@ -61,22 +62,7 @@ class ChatServer:
         self.headers: list[dict[str, str]] = []
         self.now = self.most = 0
         self.lock = threading.Lock()
-        self.stopped = threading.Event()
-        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"chat": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> ChatServer:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stopped.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(_Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"chat": self})))
 
 
 class _Server(ThreadingHTTPServer):

@@ -166,6 +166,7 @@ class Parrot(Asker):
         return [Answer("" if "empty" in q.prompt else f"{len(q.images)}: {q.prompt}") for q in questions]
 
     def pieces(self, question, generation):
+        # nothing here streams
         raise NotImplementedError
 
 

@@ -18,6 +18,7 @@ def image(tmp_path) -> Path:
 
 def entry(*texts: str, images=("a.png",), **more) -> dict:
     roles = ["user", "assistant"] * len(texts)
+    # there are more roles than texts: an entry may end with a question
     messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
     return {"messages": messages, "images": list(images), **more}
 
