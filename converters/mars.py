@@ -1,18 +1,18 @@
-"""A released MaRS encoder, or one of a pretraining checkpoint, to a folder that timm reads.
+"""A released MaRS encoder, or one of a pretraining checkpoint, to a folder that timm and transformers read, and back.
 
-    python converters/mars.py mars_base_sar_encoder_only.pth -o folder --model mars_base_sar
-    python converters/mars.py checkpoint-11.pth -o folder --model mars_base_rgb
+    python converters/mars.py mars_base_sar_encoder_only.pth -o folder
+    python converters/mars.py checkpoint-11.pth -o folder --part encoder_rgb
+    python converters/mars.py folder --export mars.pth
     timm.create_model("local-dir:folder", pretrained=True)   # after import eo_zoo
 
-The model's name says which of the two encoders is wanted. The final norm, which is not released, stays at 1 and 0.
-Strict otherwise: a tensor that is missing, unknown or of another shape stops it. The folder is written beside, read
-back, compared tensor by tensor, and only then renamed. It is for your own use: MaRS is released for academic research
-only, and its weights may not be hosted elsewhere.
+It is ``eo-zoo convert`` for one family: see there for its options. The final norm, which is not released, stays at 1
+and 0. The folder is for your own use: MaRS is released for academic research only, and its weights may not be hosted
+elsewhere.
 """
 
 import sys
 
-from folder import main
+from eo_zoo.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, "mars", "mars_base_rgb"))
+    main(["convert", "--family", "mars", *sys.argv[1:]])

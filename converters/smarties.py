@@ -1,16 +1,17 @@
-"""An official or self-trained SMARTIES checkpoint to a folder that timm reads.
+"""A SMARTIES checkpoint, encoder or pretraining, to a folder that timm and transformers read, and back.
 
-    python converters/smarties.py smarties-v1-vitb.safetensors -o folder [--model smarties_vit_base]
+    python converters/smarties.py smarties-v1-vitb.safetensors -o folder
+    python converters/smarties.py tuned.pth -o folder --model smarties_vit_base.eurosat_finetune
+    python converters/smarties.py folder --export smarties.safetensors
     timm.create_model("local-dir:folder", pretrained=True)   # after import eo_zoo
 
-The decoder is left out, and so is a head, unless the model is given with the tag that it belongs to
-(``--model smarties_vit_base.eurosat_finetune``). Strict otherwise: a tensor that is missing, unknown or of another
-shape stops it. The folder is written beside, read back, compared tensor by tensor, and only then renamed.
+It is ``eo-zoo convert`` for one family: see there for its options. The decoder is left out. A head is kept; what its
+classes and bands are, only the tag of a published set tells.
 """
 
 import sys
 
-from folder import main
+from eo_zoo.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, "smarties", "smarties_vit_base"))
+    main(["convert", "--family", "smarties", *sys.argv[1:]])

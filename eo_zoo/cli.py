@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from eo_zoo import cli_serve, cli_sft, cli_vlm
+from eo_zoo import cli_cache, cli_convert, cli_serve, cli_sft, cli_vlm
 from eo_zoo.console import err, out, print_json, warn
 from eo_zoo.errors import DownloadError, InputError, MissingExtra
 from eo_zoo.options import (
@@ -97,10 +97,11 @@ def list_(
 
 @app.command()
 def info(name: Name, as_json: AsJson = False) -> None:
-    """Show bands, units, statistics, licence, citation, size and hash of a weight set."""
+    """Show bands, units, statistics, licence, citation, size and hash of a weight set; see describe --format."""
     from eo_zoo import registry
+    from eo_zoo.describe import card
 
-    facts = registry.info(name)
+    facts, record = registry.info(name), registry.get_record(name)
     if as_json:
         print_json(facts)
         return
@@ -114,12 +115,13 @@ def info(name: Name, as_json: AsJson = False) -> None:
     if not facts["source"]:
         facts |= {"source": "none: no weights are published, only random ones can be made", "size": None}
     elif not facts["sha256"]:
-        stated = "what GitHub states" if facts["source"].startswith("github://") else "the Hub's own"
-        checked = "the md5" if facts["md5"] else stated
-        facts["sha256"] = f"not published: {checked} is checked, and it is pinned at first use"
-    facts["gsd"] = ", ".join(f"{sensor}: {_span(*span)}" for sensor, span in facts["gsd"].items())
+        facts["sha256"] = card.checked(record)
+    facts["gsd"] = ", ".join(f"{sensor}: {card.span_text(*span)}" for sensor, span in facts["gsd"].items())
     facts["parameters"] = f"{facts['parameters']:,}"
-    facts["task"] = _task(facts["task"]) if facts["task"] else "features"
+    facts["task"] = "features"
+    if task := record.task:
+        answers = f"{card.task_text(task)}: {'; '.join(task.classes)}"
+        facts["task"] = f"{answers}. {card.result_text(task, record.paper)}"
     grid = Table.grid(padding=(0, 2))
     for key, value in facts.items():
         text = ", ".join(value) if isinstance(value, (list, tuple)) else str(value)
@@ -528,6 +530,8 @@ def stats(
 
 
 cli_vlm.add_to(app)
+cli_cache.add_to(app)
+app.command()(cli_convert.convert)
 app.command()(cli_serve.serve)
 app.add_typer(cli_sft.app, name="sft")
 
@@ -624,21 +628,9 @@ def _downloads(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _span(low: float, high: float) -> str:
-    return f"{low:g} m" if low == high else f"{low:g} to {high:g} m"
-
-
 def _band(band: dict[str, Any]) -> str:
     size = f" ({band['gsd']:g} m)" if band["gsd"] else ""
     return f"{band['sensor_name']} {band['name']}{size}"
-
-
-def _task(task: dict[str, Any]) -> str:
-    result = "not recorded" if task["result"] is None else f"{task['result']:g} %"
-    return (
-        f"{task['kind']}, {task['method']} on {task['data_set']} ({task['size']} x {task['size']} pixels); "
-        f"{task['metric']}: {result}; {len(task['classes'])} classes: {'; '.join(task['classes'])}"
-    )
 
 
 class _Warnings(logging.Handler):
@@ -657,11 +649,11 @@ def _fail(text: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None, commands: typer.Typer = app) -> None:
     """Run the command line, turning the package's exceptions into one sentence and an exit code."""
     logging.getLogger("eo_zoo").addHandler(_Warnings(logging.WARNING))
     try:
-        app()
+        commands(arguments)
     except InputError as error:
         _fail(str(error), 2)
     except (DownloadError, MissingExtra, OSError) as error:

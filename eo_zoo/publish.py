@@ -8,17 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
-from eo_zoo import registry, weights
+from eo_zoo import describe, registry, weights
 from eo_zoo.errors import InputError
 from eo_zoo.models._build import StrictLoading
-
-# The Hub's name for what a model answers, by the kind of its task.
-_PIPELINES = {
-    "": "image-feature-extraction",
-    "scene": "image-classification",
-    "multi-label": "image-classification",
-    "segmentation": "image-segmentation",
-}
 
 
 def _known(model: nn.Module) -> tuple[StrictLoading, weights.Record]:
@@ -61,18 +53,13 @@ def card(model: nn.Module, place: str = "this folder") -> str:
         model: one of this package, in its transformers class or not.
         place: OWNER/NAME on the Hub, or what else is to be read there.
     """
-    # not needed by who only loads models, and slow to import
-    from huggingface_hub import ModelCard, ModelCardData
-
     found, record = _known(model)
     facts = {
         what.capitalize(): getattr(found, what) for what in ("bands", "inputs", "in_domains") if hasattr(found, what)
     }
     rows = {what.replace("_", " "): ", ".join(values) for what, values in facts.items()}
     rows |= {"Statistics": ", ".join(f"{sensor}: {name}" for sensor, name in record.statistics.items())}
-    rows |= {"Trained on": record.trained_on if found.weights_origin else ""}
-    rows |= {"Licence": record.licence, "Terms": record.terms or ""}
-    rows |= {"Original": record.repository or "eo_zoo", "Citation": record.citation}
+    rows |= describe.terms(record)
     address = f"hf-hub:{place}" if "/" in place else "local-dir:FOLDER"
     folder = place if "/" in place else "FOLDER"
     task, kind = "", ""
@@ -80,14 +67,12 @@ def card(model: nn.Module, place: str = "this folder") -> str:
         segments = getattr(found, "head_kind", "") == "segmentation"
         task = "segmentation" if segments else record.task.kind if record.task else "scene"
         kind = "ForSemanticSegmentation" if segments else "ForImageClassification"
-    front = ModelCardData(
-        license=record.licence if record.redistributable else "other",
-        library_name="transformers",
-        pipeline_tag=_PIPELINES[task],
-        tags=["earth-observation", "eo-zoo", "timm"],
-    )
+    front = describe.front_matter(record.name, library="transformers") | {"pipeline_tag": describe.PIPELINES[task]}
+    if found.weights_origin is None:  # one's own are of nobody else's data and under no terms of others
+        rows |= dict.fromkeys(("Trained on", "Licence", "Terms"), "")
+        front = {key: front[key] for key in ("license", "library_name", "pipeline_tag", "tags")}
     lines = [
-        "---", front.to_yaml(), "---", "", f"# {record.title}", "",
+        describe.header(front), f"# {record.title}", "",
         f"Weights: {_held(found.weights_origin)}, as they were or trained further.", "",
         *(f"- **{what}:** {text}" for what, text in rows.items() if text), "",
         "```python", "import eo_zoo.hf", "import timm", f"from transformers import AutoImageProcessor, AutoModel{kind}",
@@ -95,7 +80,7 @@ def card(model: nn.Module, place: str = "this folder") -> str:
         f'processor = AutoImageProcessor.from_pretrained("{folder}")',
         f'the_same = timm.create_model("{address}", pretrained=True).eval()', "```", "",
     ]  # fmt: skip
-    return str(ModelCard("\n".join(lines)))
+    return "\n".join(lines)
 
 
 def push_to_hub(
@@ -127,19 +112,35 @@ def push_to_hub(
         huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
     """
     require_redistributable(model, own_weights=own_weights)
-    from huggingface_hub import HfApi
-
     from eo_zoo.hf.folder import save
+
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, Path(folder), "")
+        return upload(
+            Path(folder), model, repo_id, private=private, token=token, revision=revision, commit_message=commit_message
+        )
+
+
+def upload(
+    folder: Path,
+    model: nn.Module,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Add model",
+) -> str:
+    """Upload a folder that holds a model, with a card of its own; see `push_to_hub`, which asks whether it may be."""
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(token=token)
     repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None:
         api.create_branch(repository, branch=revision, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        save(model, Path(folder), card(model, repository))
-        if api.file_exists(repository, "README.md", revision=revision):
-            Path(folder, "README.md").unlink()
-        commit = api.upload_folder(
-            repo_id=repository, folder_path=folder, revision=revision, commit_message=commit_message
-        )
+    files = {path.name: path for path in sorted(folder.iterdir()) if path.name != "README.md"}
+    operations = [CommitOperationAdd(name, path) for name, path in files.items()]
+    if not api.file_exists(repository, "README.md", revision=revision):
+        operations.append(CommitOperationAdd("README.md", card(model, repository).encode()))
+    commit = api.create_commit(repository, operations, commit_message=commit_message, revision=revision)
     return str(commit.commit_url)

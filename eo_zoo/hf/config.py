@@ -140,7 +140,7 @@ class EoZooConfig(PretrainedConfig):
             InputError: arguments that do not fit.
         """
         classes = self.num_labels if num_classes is None else num_classes
-        made = _create(self.name, classes, self.model_args)
+        made = create(self.name, classes, self.model_args)
         if not isinstance(made, StrictLoading):
             raise InputError(f"{self.name} with {self.model_args} is a {type(made).__name__}, no plain model")
         return made
@@ -312,10 +312,11 @@ def _find(name: str, file: str, *, force: bool, cache_dir: Any, revision: str | 
 @functools.lru_cache(maxsize=16)
 def _skeleton(name: str, arguments: str) -> Any:
     with torch.device("meta"):
-        return _create(name, 0, json.loads(arguments))
+        return create(name, 0, json.loads(arguments))
 
 
-def _create(name: str, classes: int | None, arguments: Mapping[str, Any]) -> Any:
+def create(name: str, classes: int | None, arguments: Mapping[str, Any]) -> Any:
+    """A model by timm, with random weights; raises InputError for arguments that it cannot be built with."""
     try:
         return timm.create_model(name, pretrained=False, num_classes=classes, **arguments)
     except TypeError as error:

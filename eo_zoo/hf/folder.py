@@ -58,7 +58,12 @@ def save(model: nn.Module, folder: Path, card: str | None = None) -> None:
     """Write a model with its image processor into a folder, and a card if one is given."""
     wrapped = wrap(model)
     wrapped.save_pretrained(folder)
-    processor_for(wrapped).save_pretrained(folder)
+    describe_in(folder, wrapped, card)
+
+
+def describe_in(folder: Path, model: EoZooModel, card: str | None = None) -> None:
+    """Write a model's image processor, and a card if one is given, beside its weights."""
+    processor_for(model).save_pretrained(folder)
     if card is not None:
         with replacing(folder / "README.md") as text:
             text.write_text(card, encoding="utf-8")

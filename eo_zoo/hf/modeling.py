@@ -23,11 +23,12 @@ from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPoo
 
 from eo_zoo import publish, weights
 from eo_zoo.errors import InputError, WeightsError
-from eo_zoo.files import replacing
+from eo_zoo.files import replacing, replacing_all
 from eo_zoo.hf.config import EoZooConfig, resolve
 from eo_zoo.models._build import Unfilled
 from eo_zoo.version import __version__
-from eo_zoo.weights import sources, stored
+from eo_zoo.weights import sharded, sources, stored
+from eo_zoo.weights.sharded import LazyTensors
 
 _logger = logging.getLogger(__name__)
 FILE = "model.safetensors"
@@ -219,9 +220,9 @@ class EoZooModel(PreTrainedModel):
             return record if revision in (None, "main") else _of_revision(record, revision)
         folder = Path(str(name)) / subfolder
         if folder.is_dir():
-            if not (folder / FILE).is_file():
+            if not sharded.has_weights(folder):
                 raise InputError(f"{folder} holds no {FILE}: expected a folder that save_pretrained wrote")
-            return folder / FILE
+            return folder / FILE if (folder / FILE).is_file() else folder
         path = f"{subfolder}/{FILE}" if subfolder else FILE
         return weights.hosted(config.architecture, str(name), path, revision=revision, cache_dir=cache_dir)
 
@@ -283,15 +284,38 @@ class EoZooModel(PreTrainedModel):
                 expected = type(self).module_for(copy.copy(config)).state_dict()
             weights.check_fit(tensors, self._in_file(expected), what=f"{folder} is not written: what is to be saved")
         folder.mkdir(parents=True, exist_ok=True)
-        facts = config.to_dict()
-        facts.pop("_name_or_path", None)  # a path of this machine is nobody's business
-        with contextlib.ExitStack() as stack:
-            file, text = (stack.enter_context(replacing(folder / name)) for name in (FILE, "config.json"))
+        with replacing_all(folder / FILE, folder / "config.json") as (file, text):
             stored.save(tensors, file, metadata=self._header())
-            text.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            text.write_text(_json(config), encoding="utf-8")
+            for old in (f"{FILE}{sharded.INDEX}", "conversion.json"):  # of the weights that were there
+                (folder / old).unlink(missing_ok=True)
         if not (folder / "README.md").exists():
             with replacing(folder / "README.md") as card:
                 card.write_text(publish.card(self), encoding="utf-8")
+
+    def write(self, folder: Path, tensors: LazyTensors, *, shard_size: str) -> dict[str, str]:
+        """Write configuration and weights into an empty folder, from tensors that are read one by one.
+
+        Args:
+            folder: it is not renamed: see ``eo_zoo.files.making``.
+            tensors: the module's, by its own names; this model may be on the meta device.
+            shard_size: of each file at most, as "5GB".
+
+        Returns:
+            The SHA-256 of each file of tensors, by its name.
+
+        Raises:
+            InputError: no such size.
+            WeightsError: what was read back differs.
+            OSError: the disk is full.
+        """
+        config = self._described()
+        types = [str(tensor.dtype) for tensor in tensors.shapes.values() if tensor.is_floating_point()]
+        config.dtype = max(types, key=types.count).removeprefix("torch.")
+        own = tensors.renamed({self._name_in_file(name): name for name in tensors.shapes})
+        hashes = sharded.write_folder(own, folder, shard_size=shard_size, metadata=self._header())
+        (folder / "config.json").write_text(_json(config), encoding="utf-8")
+        return hashes
 
     def _described(self) -> EoZooConfig:
         config: EoZooConfig = copy.deepcopy(self.config)
@@ -348,6 +372,12 @@ class EoZooModel(PreTrainedModel):
     def _hidden(self, x: Any, call: dict[str, Any]) -> tuple[Tensor, list[Any]]:
         last, states = self.model.forward_intermediates(x, **call)
         return last, states
+
+
+def _json(config: EoZooConfig) -> str:
+    facts = config.to_dict()
+    facts.pop("_name_or_path", None)  # a path of this machine is nobody's business
+    return json.dumps(facts, indent=2, sort_keys=True) + "\n"
 
 
 def _dtype(older: Any, given: Any, config: EoZooConfig) -> torch.dtype:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from eo_zoo.hf.config import EoZooConfig, MultiMaeEoConfig
 from eo_zoo.hf.modeling import Backbone, Classifier, EoZooModel, Features
 from eo_zoo.hf.pretraining import PretrainingModel
-from eo_zoo.models.multimae import MultiMae, from_official
+from eo_zoo.models.multimae import MultiMae
 from eo_zoo.models.multimae_domains import DOMAINS
 
 _KEYS = {*DOMAINS, *(f"{name}_mask" for name in DOMAINS)}
@@ -86,7 +86,7 @@ class MultiMaeEoForPreTraining(_MultiMae, PretrainingModel):
     @classmethod
     def names_in(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Official or our names of a file to those that are kept."""
-        return from_official(tensors)
+        return MultiMae.from_official(tensors)
 
     @classmethod
     def in_module(cls, module: Any, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:

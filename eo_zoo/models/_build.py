@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError, WeightsError
+from eo_zoo.weights import sharded
 from eo_zoo.weights.checkpoint import IncompleteError
+from eo_zoo.weights.plan import Layout, Plan, best
 
 _logger = logging.getLogger(__name__)
 NEW_HEAD = "a new head is random until it is trained"
@@ -25,11 +27,14 @@ NEW_HEAD = "a new head is random until it is trained"
 class StrictLoading(nn.Module):
     """Mixin: official checkpoints through the family's key table, all tensors accounted for.
 
-    A family gives ``layout`` (name and version of its table), ``from_official`` and, where tensors depend on how
+    A family gives its name, ``layout`` (name and version of its table), ``layouts`` and, where tensors depend on how
     the model was built, ``adapt``.
     """
 
+    family: ClassVar[str]
     layout: ClassVar[str]
+    unseen: ClassVar[str]  # the argument that no tensor tells, of sizes that are not registered
+    spare: ClassVar[Mapping[str, str]] = {}  # mapped tensors that ``adapt`` leaves out: pattern of names, and why
     families: ClassVar[dict[str, type[StrictLoading]]] = {}
     weights_origin: weights.Origin | None = None
     model_args: Mapping[str, Any] = {}  # what it was built with, but for classes and what follows from the rest
@@ -41,10 +46,36 @@ class StrictLoading(nn.Module):
             StrictLoading.families[cls.layout] = cls
 
     @classmethod
-    def from_official(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Official names to ours; raises WeightsError for a name the family's table does not hold."""
+    def layouts(cls, names: Collection[str]) -> tuple[Layout, ...]:
+        """The forms that checkpoints of the family have, ours too; ``names`` are those of the one at hand."""
         # there is no table that fits every family
         raise NotImplementedError
+
+    @classmethod
+    def plan(cls, names: Collection[str]) -> Plan:
+        """What becomes of a checkpoint's tensors, by the layout that knows the most of their names."""
+        return best(cls.layouts(names), names)
+
+    @classmethod
+    def from_official(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Official names to ours, ours stay; raises WeightsError for a name that the family's table does not hold."""
+        return cls.plan(tensors).require_known(cls.family).apply(tensors)
+
+    @classmethod
+    def implied(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The arguments of the model whose tensors, under our names, these are; raises LookupError for any others."""
+        # sizes are in other places in each family
+        raise NotImplementedError
+
+    @classmethod
+    def held(cls, plan: Plan, mapped: Mapping[str, Tensor]) -> dict[str, Mapping[str, Tensor]]:
+        """The models in what ``plan`` mapped, each by the names of its tensors; "" where there can be but one."""
+        return {"": mapped}
+
+    @classmethod
+    def behind(cls, layout: str, part: str, name: str) -> str:
+        """What ``held`` took a name of a part's from."""
+        return name
 
     def adapt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Fit mapped tensors to this instance.
@@ -86,7 +117,11 @@ class StrictLoading(nn.Module):
         """The tensors that ``load_weights`` would fill the model with; raises as it does."""
         with self._sized(source):
             tensors, origin = weights.load(source, self.from_official, layout=self.layout, cache_dir=cache_dir)
-            return self._matched(tensors, str(origin), own_head=own_head), origin
+            matched = self._matched(tensors, str(origin), own_head=own_head)
+        from eo_zoo.models import golden  # which builds models itself
+
+        golden.remember(origin, tensors, layout=self.layout, cache_dir=cache_dir)
+        return matched, origin
 
     @contextlib.contextmanager
     def _sized(self, source: weights.Record | str | Path) -> Iterator[None]:
@@ -134,6 +169,19 @@ class StrictLoading(nn.Module):
         # torch calls this for every module that gets tensors, also as a part of a larger one
         self.weights_origin = weights.Origin(None, "a state dict", "", verified=False)
         super()._load_from_state_dict(*args, **kwargs)
+
+
+def count(names: Collection[str], before: str) -> int:
+    """How many numbers follow ``before`` in names, as "blocks." in "blocks.11.norm1.weight"; they start at 0.
+
+    Raises:
+        KeyError: one is missing.
+    """
+    numbers = {name.removeprefix(before).partition(".")[0] for name in names if name.startswith(before)}
+    missing = {str(i) for i in range(len(numbers))} - numbers
+    if missing or not numbers:
+        raise KeyError(f"{before}{min(missing, default='0')}")
+    return len(numbers)
 
 
 def _size_of(path: Path) -> int | None:
@@ -270,7 +318,8 @@ def build(
 
 def _source(variant: str, cfg: Any, cache_dir: str | Path | None) -> weights.Record | Path:
     if cfg.source == "local-dir":
-        return Path(cfg.file) / "model.safetensors"
+        folder = Path(cfg.file)
+        return folder / sharded.SAFETENSORS if (folder / sharded.SAFETENSORS).is_file() else folder
     if cfg.file:
         return weights.given(cfg.file, variant)
     record = weights.RECORDS.get(f"{variant}.{cfg.tag}")

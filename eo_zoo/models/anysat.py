@@ -13,8 +13,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from timm.models import checkpoint, generate_default_cfgs, register_model
@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError, WeightsError, nearest
 from eo_zoo.layers.linear import by_onednn
-from eo_zoo.models._build import StrictLoading, build, cfgs_for, record_of
+from eo_zoo.models._build import StrictLoading, build, cfgs_for, count, record_of
 from eo_zoo.models.anysat_blocks import ImageProjector, PatchEncoder, PoolingBlock, bucket_table, position_table
 from eo_zoo.models.anysat_inputs import CELL, INPUTS, MANY_PATCHES, OUTPUTS, Input, check, check_values, days
-from eo_zoo.models.anysat_keys import PARTS, from_official, module_name
+from eo_zoo.models.anysat_keys import PARTS, STATES, layouts, module_name
 from eo_zoo.models.anysat_series import SeriesProjector, pieces
+from eo_zoo.weights.plan import Layout, Plan
 
 _logger = logging.getLogger(__name__)
 ORDERS = ("image", "released")
@@ -64,7 +65,13 @@ class AnySat(StrictLoading):
         InputError: an unknown input, pooling or output, or no input that has a map.
     """
 
+    family = "AnySat"
+    unseen = "num_heads"
     layout = "anysat-1"
+    spare: ClassVar[Mapping[str, str]] = {
+        r"(student|teacher)\..+": "the other encoder, or an input that was not asked for",
+        r"projectors\..+": "of an input that was not asked for",
+    }
 
     def __init__(
         self,
@@ -386,9 +393,34 @@ class AnySat(StrictLoading):
     # ---- weights ----
 
     @classmethod
-    def from_official(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Official names to ours; see ``from_official`` of this module."""
-        return from_official(tensors)
+    def implied(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See ``StrictLoading.implied``."""
+        held = [name for name in INPUTS if any(key.startswith(f"projectors.{module_name(name)}.") for key in tensors)]
+        dim, head = tensors["cls_token"].shape[-1], tensors["pool.distance"].shape[0]
+        made: dict[str, Any] = dict(embed_dim=dim, depth=count(tensors, "blocks."), num_heads=dim // max(head, 1))
+        if len(held) < len(INPUTS):
+            made["inputs"] = tuple(held)
+        return made | ({"num_classes": len(tensors["head.bias"])} if "head.bias" in tensors else {})
+
+    @classmethod
+    def held(cls, plan: Plan, mapped: Mapping[str, Tensor]) -> dict[str, Mapping[str, Tensor]]:
+        """See ``StrictLoading.held``: a whole state has student and teacher."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in mapped.items():
+            part = name.partition(".")[0] if name.startswith(PARTS) else ""
+            found.setdefault(part, {})[name.removeprefix(f"{part}.") if part else name] = tensor
+        return dict(found)
+
+    @classmethod
+    def behind(cls, layout: str, part: str, name: str) -> str:
+        """See ``StrictLoading.behind``."""
+        whole = layout in STATES or (layout == "eo_zoo" and part)
+        return f"{part or 'student'}.{name}" if whole else name
+
+    @classmethod
+    def layouts(cls, names: Collection[str]) -> tuple[Layout, ...]:
+        """See ``eo_zoo.models.anysat_keys``."""
+        return layouts(names)
 
     def adapt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Take this model's part of the file, and of that this model's inputs; see ``StrictLoading.adapt``."""

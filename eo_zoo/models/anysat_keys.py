@@ -6,15 +6,12 @@ Names differ from the public code's: ``projectors`` make the sub-patches' vector
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator
 
-import torch
-from torch import Tensor
-
-from eo_zoo import weights
-from eo_zoo.errors import WeightsError
 from eo_zoo.models.anysat_inputs import INPUTS
+from eo_zoo.weights.plan import Layout, Rule, same
 
 
 def module_name(name: str) -> str:
@@ -24,9 +21,11 @@ def module_name(name: str) -> str:
 
 PARTS = ("student.", "teacher.")
 # The whole pretraining state: what comes before the names of an encoder. Its predictor is not needed for features.
-STATE = {"model.encoder.": "student.", "encoder.": "student.", "target_encoder.": "teacher."}
-PREDICTOR = re.compile(r"(model\.)?(predictor\..+|masked_token)")
-PROJECTOR = re.compile(r"projector_([\w-]+)\.(.+)")
+PREDICTOR = r"(model\.)?(predictor\..+|masked_token)"
+STATES = {
+    "state": {"encoder.": "student.", "target_encoder.": "teacher."},
+    "lightning": {"model.encoder.": "student.", "target_encoder.": "teacher."},
+}
 IN_IMAGE = {
     "patch_embed.": "embed.", "mlp.0.": "fc1.", "mlp.1.": "norm1.", "mlp.3.": "fc2.", "mlp.4.": "norm2.",
 }  # fmt: skip
@@ -42,87 +41,69 @@ IN_SERIES = {
     "patch_embed.out_norm.": "out_norm.",
     "pad_parameter": "pad",
 }  # fmt: skip
-IN_BLOCK = r"(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
-PATCH_BLOCK = re.compile(rf"spatial_encoder\.predictor_blocks\.(\d+)\.({IN_BLOCK})")
-PATCH_DISTANCE = re.compile(r"spatial_encoder\.predictor_blocks\.(\d+)\.attn\.rpe_k\.lookup_table_weight")
-BLOCK = re.compile(rf"blocks\.\d+\.{IN_BLOCK}")
-POOL = re.compile(r"blocks\.(\d+)\.(?:attn\.(q_learned|wk|wv|proj|rpe_k)\.?|(norm1|norm2|mlp\.fc1|mlp\.fc2)\.)(.*)")
-SINGLE = {
-    "cls_token": "cls_token",
-    "spatial_encoder.cls_token": "patch_encoder.cls_token",
-    "spatial_encoder.predictor_norm.weight": "patch_encoder.norm.weight",
-    "spatial_encoder.predictor_norm.bias": "patch_encoder.norm.bias",
-}
+_IN_BLOCK = r"(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
+_LAST = re.compile(r"(?:.*\.)?blocks\.(\d{1,4})\.attn\.q_learned")
+_BLOCK = re.compile(r"(?:.*\.)?blocks\.(\d{1,4})\..+")
 
 
-def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The public code's encoder, or the whole state of its pretraining, to our names; our own names are kept.
+def _projector(name: str) -> Iterator[Rule]:
+    for official, ours in (IN_SERIES if INPUTS[name].series else IN_IMAGE).items():
+        rest = "{rest}" if official.endswith(".") else ""
+        yield Rule(f"projector_{name}.{official}{rest}", f"projectors.{module_name(name)}.{ours}{rest}")
+
+
+def _encoder(last: str) -> tuple[Rule, ...]:
+    """The rules of one encoder, whose last block pools."""
+    block, patches = f"blocks.{last}.", "spatial_encoder.predictor_blocks.{n}."
+    table = "rpe_k.lookup_table_weight"
+    return (
+        Rule(f"{block}attn.q_learned", "pool.query"),
+        Rule(f"{block}attn.{table}", "pool.distance", "squeeze"),
+        Rule(f"{block}attn.{{i}}.{{wb}}", "pool.kv.{wb}", "cat", ("wk", "wv")),
+        Rule(f"{block}{{x:norm1|norm2|mlp\\.fc1|mlp\\.fc2}}.{{wb}}", "pool.{x}.{wb}"),
+        Rule(f"{block}attn.proj.{{wb}}", "pool.proj.{wb}"),
+        same(rf"blocks\.\d+\.{_IN_BLOCK}"),
+        Rule(f"{patches}attn.{table}", "patch_encoder.blocks.{n}.attn.distance", "squeeze"),
+        Rule(f"{patches}{{x:{_IN_BLOCK}}}", "patch_encoder.blocks.{n}.{x}"),
+        Rule("cls_token", "cls_token"),
+        Rule("spatial_encoder.cls_token", "patch_encoder.cls_token"),
+        Rule("spatial_encoder.predictor_norm.{wb}", "patch_encoder.norm.{wb}"),
+        *(rule for name in INPUTS for rule in _projector(name)),
+    )
+
+
+def layouts(names: Collection[str]) -> tuple[Layout, ...]:
+    """The public code's encoder, the whole state of its pretraining, and ours.
 
     Of a whole state come "student." and "teacher." with an encoder behind each.
-
-    Raises:
-        WeightsError: a name that is neither in the table nor one of the predictor's.
     """
-    if any(name.startswith(("projectors.", *(f"{part}projectors." for part in PARTS))) for name in tensors):
-        return dict(tensors)  # ours: what does not fit is found when the model is filled
-    ours: dict[str, Tensor] = {}
-    unknown = []
-    encoders: dict[str, dict[str, Tensor]] = {}
-    for official, tensor in tensors.items():
-        start = next((start for start in STATE if official.startswith(start)), "")
-        if start:
-            encoders.setdefault(STATE[start], {})[official.removeprefix(start)] = tensor
-        elif PREDICTOR.fullmatch(official) and any(name.startswith(tuple(STATE)) for name in tensors):
-            continue
-        else:
-            encoders.setdefault("", {})[official] = tensor
-    for part, encoder in encoders.items():
-        mapped, strange = _encoder_from_official(encoder)
-        ours |= {f"{part}{name}": tensor for name, tensor in mapped.items()}
-        unknown += strange
-    weights.refuse_unknown(unknown, "AnySat")
-    return ours
+    own: tuple[Layout, ...] = ()
+    if any(name.startswith("encoder.projectors.") for name in names):  # of ``AnySatPretraining``
+        rules = (Rule("encoder.{rest}", "student.{rest}"), same(r"teacher\..+"))
+        own = (Layout("eo_zoo", rules, {PREDICTOR: "the predictor of pretraining"}),)
+    elif any(name.startswith(("projectors.", *(f"{part}projectors." for part in PARTS))) for name in names):
+        # What does not fit is found when the model is filled.
+        own = (Layout("eo_zoo", (same(".+"),)),)
+    return *_public(_last(names)), *own
 
 
-def _encoder_from_official(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    ours: dict[str, Tensor] = {}
-    unknown = []
-    # the pooling block is the last one, whatever the depth
-    last = next((m[1] for name in tensors if (m := POOL.fullmatch(name)) and m[2] == "q_learned"), "")
-    keys: dict[str, Tensor] = {}
-    for official, tensor in tensors.items():
-        name = _our_name(official, last)
-        if name is None:
-            unknown.append(official)
-        elif name.startswith("pool.w"):
-            keys[name] = tensor
-        else:
-            ours[name] = tensor.squeeze(0) if name.endswith("distance") else tensor
-    for kind in ("weight", "bias"):
-        pair = [keys[name] for name in (f"pool.wk.{kind}", f"pool.wv.{kind}") if name in keys]
-        if len({tensor.shape for tensor in pair}) == 1 < len(pair):
-            ours[f"pool.kv.{kind}"] = torch.cat(pair)
-        elif pair:
-            raise WeightsError(
-                f"blocks.{last}.attn.wk.{kind} and wv.{kind} belong together: expected both of them, of one shape"
-            )
-    return ours, unknown
+@functools.lru_cache(maxsize=4)
+def _public(last: str) -> tuple[Layout, ...]:
+    encoder = _encoder(last)
+    states = (
+        Layout(
+            name,
+            tuple(rule.behind(start, part) for start, part in starts.items() for rule in encoder),
+            {PREDICTOR: "the predictor of pretraining"},
+        )
+        for name, starts in STATES.items()
+    )
+    return Layout("encoder", encoder), *states
 
 
-def _our_name(official: str, last: str) -> str | None:
-    if official in SINGLE:
-        return SINGLE[official]
-    if match := PROJECTOR.fullmatch(official):
-        if match[1] not in INPUTS:
-            return None
-        table = IN_SERIES if INPUTS[match[1]].series else IN_IMAGE
-        start = next((start for start in table if match[2].startswith(start)), None)
-        return start and f"projectors.{module_name(match[1])}.{table[start]}{match[2].removeprefix(start)}"
-    if match := PATCH_BLOCK.fullmatch(official):
-        return f"patch_encoder.blocks.{match[1]}.{match[2]}"
-    if match := PATCH_DISTANCE.fullmatch(official):
-        return f"patch_encoder.blocks.{match[1]}.attn.distance"
-    if last and (match := POOL.fullmatch(official)) and match[1] == last:
-        single = {"q_learned": "query", "rpe_k": "distance"}.get(match[2])
-        return f"pool.{single}" if single else f"pool.{match[2] or match[3]}.{match[4]}"
-    return official if BLOCK.fullmatch(official) else None
+def _last(names: Collection[str]) -> str:
+    """The number of the block that pools, as it is in the file; of ours, the one behind all others."""
+    if found := next((match[1] for name in names if (match := _LAST.fullmatch(name))), None):
+        return found
+    numbers = [int(match[1]) for name in names if (match := _BLOCK.fullmatch(name))]
+    return str(max(numbers, default=-1) + 1)

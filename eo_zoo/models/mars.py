@@ -9,8 +9,7 @@ The encoders are timm's SwinTransformerV2; here are their names, checks, key tab
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,9 +19,10 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, WindowAttention
 from torch import Tensor, nn
 
 from eo_zoo import sensors, weights
-from eo_zoo.errors import InputError, WeightsError
+from eo_zoo.errors import InputError
 from eo_zoo.layers.linear import by_onednn
-from eo_zoo.models._build import StrictLoading, build, cfgs_for, input_cfg, record_of
+from eo_zoo.models._build import StrictLoading, build, cfgs_for, count, input_cfg, record_of
+from eo_zoo.weights.plan import Layout, Plan, Rule, same
 
 RGB = ("red_1", "green_1", "blue_3")
 RADAR = ("umbra_amplitude", "capella_amplitude", "microwave_1", "microwave_2")
@@ -54,6 +54,8 @@ class MarsSwin(StrictLoading, SwinTransformerV2):
         InputError: bands, or a number of channels, that the encoder was not trained on.
     """
 
+    family = "MaRS"
+    unseen = "window_size"
     channels: ClassVar[int]
     part: ClassVar[str]  # its prefix in a pretraining checkpoint
     patch_embed: PatchEmbed
@@ -138,28 +140,25 @@ class MarsSwin(StrictLoading, SwinTransformerV2):
         return super().forward_intermediates(self._images(x), indices, **kwargs)
 
     @classmethod
-    def from_official(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Official names to timm's: a released encoder, or this encoder's part of a pretraining checkpoint.
+    def implied(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See ``StrictLoading.implied``."""
+        stages = range(count(tensors, "layers."))
+        heads = [len(tensors[f"layers.{i}.blocks.0.attn.logit_scale"]) for i in stages]
+        made: dict[str, Any] = dict(embed_dim=len(tensors["patch_embed.proj.weight"]), num_heads=tuple(heads))
+        made["depths"] = tuple(count(tensors, f"layers.{i}.blocks.") for i in stages)
+        if tensors["patch_embed.proj.weight"].shape[1] != cls.channels:
+            raise KeyError(f"{cls.channels} channels")
+        return made | ({"num_classes": len(tensors["head.fc.bias"])} if "head.fc.bias" in tensors else {})
 
-        Raises:
-            WeightsError: a name that is neither of the encoder nor of the pretraining model.
-        """
-        prefix = f"encoder_{cls.part}.encoder."
-        pretraining = any(PRETRAINING.fullmatch(name) for name in tensors)
-        ours, unknown = {}, []
-        for official, tensor in tensors.items():
-            name = STAGE.sub(r"layers.\1.", official.removeprefix(prefix))
-            if pretraining and (not official.startswith(prefix) or name.startswith("head.")):
-                if not PRETRAINING.fullmatch(official):
-                    unknown.append(official)
-            elif OURS.fullmatch(name):
-                ours[name] = tensor
-            else:
-                unknown.append(official)
-        if pretraining and not ours:
-            raise WeightsError(f"this pretraining checkpoint holds no {cls.part.upper()} encoder ({prefix}*)")
-        weights.refuse_unknown(unknown, "MaRS")
-        return ours
+    @classmethod
+    def held(cls, plan: Plan, mapped: Mapping[str, Tensor]) -> dict[str, Mapping[str, Tensor]]:
+        """See ``StrictLoading.held``: a pretraining checkpoint has two encoders."""
+        return {f"encoder_{cls.part}" if plan.layout == "pretraining" else "": mapped}
+
+    @classmethod
+    def layouts(cls, names: Collection[str]) -> tuple[Layout, ...]:
+        """The released encoder, this encoder's part of a pretraining checkpoint, and ours."""
+        return RELEASED, PRETRAINING[cls.part], OURS
 
     def adapt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The released files have no final norm; see ``StrictLoading.adapt``."""
@@ -211,15 +210,30 @@ class MarsSar(MarsSwin):
 # Key table: official checkpoint -> timm's names
 # ---------------------------------------------------------------------------------------------------------------
 
-STAGE = re.compile(r"^layers_(\d+)\.")  # the released files have the names of timm's features_only wrapper
-OURS = re.compile(
-    r"patch_embed\.(proj|norm)\.(weight|bias)|layers\.\d+\.(blocks\.\d+|downsample)\..+|norm\.(weight|bias)|head\.fc\..+"
-)
+_BODY = r"patch_embed\.(proj|norm)\.(weight|bias)|norm\.(weight|bias)|head\.fc\..+"
+_STAGE = r"(blocks\.\d+|downsample)\..+"
+_WHOLE = rf"{_BODY}|layers\.\d+\.{_STAGE}"
+OURS = Layout("eo_zoo", (same(_WHOLE),))
+# The released files have the names of timm's features_only wrapper.
+RELEASED = Layout("encoder", (Rule(f"layers_{{n}}.{{x:{_STAGE}}}", "layers.{n}.{x}"), same(_BODY)))
 # The rest of a pretraining checkpoint: the other encoder, the teacher, ImageNet heads and what only training needs.
-PRETRAINING = re.compile(
-    r"encoder_(rgb|sar)\.(mask_token|encoder\..+)|(teacher_encoder|decoder_rgb|decoder_sar|alternating_attn)\..+"
-    r"|contrast_temp"
-)
+PRETRAINING = {
+    part: Layout(
+        "pretraining",
+        (same(_WHOLE.replace(r"|head\.fc\..+", "")).behind(f"encoder_{part}.encoder.", ""),),
+        {
+            rf"encoder_{other}\.encoder\..+": f"the {other.upper()} encoder, which --part encoder_{other} takes",
+            rf"encoder_{part}\.encoder\.head\..+": "a head for ImageNet's classes",
+            r"encoder_(rgb|sar)\.mask_token": "a mask token, for pretraining only",
+            r"teacher_encoder\..+": "the frozen teacher of pretraining",
+            r"decoder_(rgb|sar)\..+": "a decoder of pretraining",
+            r"(alternating_attn|within|across)\..+": "the meta-attention of pretraining",  # the public code's and ours
+            "contrast_temp": "the temperature of pretraining's loss",
+        },
+        wrapper="model",
+    )
+    for part, other in (("rgb", "sar"), ("sar", "rgb"))
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------

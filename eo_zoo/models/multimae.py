@@ -12,9 +12,8 @@ vision transformer without a norm at its end. What pretraining adds is in ``eo_z
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +27,9 @@ from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.layers.linear import by_onednn
 from eo_zoo.layers.positions import sincos_positions
-from eo_zoo.models._build import StrictLoading, build, cfgs_for, input_cfg, record_of
+from eo_zoo.models._build import StrictLoading, build, cfgs_for, count, input_cfg, record_of
 from eo_zoo.models.multimae_domains import DOMAINS, Domain, check, known_domains
+from eo_zoo.weights.plan import Layout, Rule, same
 
 TABLE = 224  # pixels of the image that a stored position table is for
 CLASS_DIM = 64  # of a land-cover class, before the patches
@@ -113,7 +113,14 @@ class MultiMae(StrictLoading):
         InputError: an unknown domain or pooling, or sizes that do not fit.
     """
 
+    family = "MultiMAE"
+    unseen = "num_heads"
     layout = "multimae-1"
+    spare: ClassVar[Mapping[str, str]] = {
+        r"output_adapters\..+": "an output adapter of pretraining",
+        r"log_vars": "what weighs pretraining's losses",
+        r"input_adapters\..+": "of a domain that was not asked for",
+    }
 
     def __init__(
         self,
@@ -308,9 +315,22 @@ class MultiMae(StrictLoading):
     # ---- weights ----
 
     @classmethod
-    def from_official(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Official names to ours; see ``from_official`` of this module."""
-        return from_official(tensors)
+    def implied(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See ``StrictLoading.implied``."""
+        held = [name for name in DOMAINS if f"input_adapters.{name}.proj.weight" in tensors]
+        sizes = {tensors[f"input_adapters.{name}.proj.weight"].shape[-1] * DOMAINS[name].stride for name in held}
+        if len(sizes) != 1:
+            raise KeyError("input_adapters of one patch size")
+        made: dict[str, Any] = dict(embed_dim=tensors["global_tokens"].shape[-1], depth=count(tensors, "blocks."))
+        made |= dict(patch_size=sizes.pop())
+        if len(held) < len(DOMAINS):
+            made["in_domains"] = tuple(held)
+        return made | ({"num_classes": len(tensors["head.1.bias"])} if "head.1.bias" in tensors else {})
+
+    @classmethod
+    def layouts(cls, names: Collection[str]) -> tuple[Layout, ...]:
+        """The public code's encoder and whole pretraining model, and ours."""
+        return ENCODER, PRETRAINING, OURS
 
     def adapt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Take the encoder, with this model's domains, out of a pretraining file; see ``StrictLoading.adapt``."""
@@ -329,12 +349,9 @@ class MultiMae(StrictLoading):
                     f"these weights are for patches of {size} pixels, the model for {self.patch_size}: create it with "
                     f"patch_size={size}"
                 )
-        unused = (
-            "output_adapters.",
-            VARIANCES,
-            *(f"input_adapters.{name}." for name in DOMAINS if name not in self.in_domains),
-        )
-        return {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}, {}
+        unused = tuple(f"input_adapters.{name}." for name in DOMAINS if name not in self.in_domains)
+        pretraining = ("output_adapters.", VARIANCES)
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith((*pretraining, *unused))}, {}
 
 
 def init_blocks(module: nn.Module) -> None:
@@ -355,42 +372,23 @@ def init_blocks(module: nn.Module) -> None:
 
 _DOMAIN = "|".join(DOMAINS)
 _BLOCK = r"(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
-SAME = (
+_SAME = (
     rf"global_tokens|input_adapters\.({_DOMAIN})\.(pos_emb|proj\.(weight|bias))|input_adapters\.semseg\.class_emb\.weight"
-    rf"|blocks\.\d+\.{_BLOCK}|head\.[01]\.(weight|bias)"
+    r"|head\.[01]\.(weight|bias)"
 )
-ENCODER = re.compile(rf"encoder\.(\d+\.{_BLOCK})")
-OURS = re.compile(rf"(?:encoder\.)?({SAME})")  # of an encoder, by itself or in ``MultiMaePretraining``
-VARIANCES = "log_vars"  # of that one's losses, which are no part of the model
-OUTPUT = re.compile(  # what pretraining needs too
+VARIANCES = "log_vars"  # of the losses of ``MultiMaePretraining``, which are no part of the model
+_OUTPUT = (  # what pretraining needs too
     rf"output_adapters\.({_DOMAIN}|norm_rgb)\.(mask_token|pos_emb|task_embeddings\.({_DOMAIN})"
     rf"|(decoder\.(q|kv|proj)|context_norm|query_norm|out_norm|mlp\.fc[12]|out_proj|proj_context)\.(weight|bias)"
     rf"|decoder_transformer\.\d+\.{_BLOCK})"
 )
-
-
-def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The public code's encoder or whole pretraining model to our names, which differ for the blocks alone.
-
-    Output adapters are kept under their own names, for ``eo_zoo.train.multimae``; our own names are kept, also those
-    of a whole ``MultiMaePretraining``.
-
-    Raises:
-        WeightsError: a name that the table does not hold.
-    """
-    ours: dict[str, Tensor] = {}
-    unknown = []
-    for name, tensor in tensors.items():
-        if match := ENCODER.fullmatch(name):
-            ours[f"blocks.{match[1]}"] = tensor
-        elif match := OURS.fullmatch(name):
-            ours[match[1]] = tensor
-        elif OUTPUT.fullmatch(name) or name == VARIANCES:
-            ours[name] = tensor
-        else:
-            unknown.append(name)
-    weights.refuse_unknown(unknown, "MultiMAE")
-    return ours
+_RULES = (Rule(f"encoder.{{n}}.{{x:{_BLOCK}}}", "blocks.{n}.{x}"), same(_SAME))
+ENCODER = Layout("encoder", _RULES, wrapper="model")
+# Output adapters are kept under their own names, for ``eo_zoo.train.multimae``.
+PRETRAINING = Layout("pretraining", (*_RULES, same(_OUTPUT)), wrapper="model")
+_OWN = same(rf"{_SAME}|blocks\.\d+\.{_BLOCK}")
+# Of an encoder, by itself or in ``MultiMaePretraining``.
+OURS = Layout("eo_zoo", (_OWN, _OWN.behind("encoder.", ""), same(f"{_OUTPUT}|{VARIANCES}")))
 
 
 # ---------------------------------------------------------------------------------------------------------------

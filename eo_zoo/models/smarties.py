@@ -13,8 +13,9 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.layers.linear import by_onednn
 from eo_zoo.layers.positions import sincos_positions
-from eo_zoo.models._build import StrictLoading, build, cfgs_for, input_cfg, record_of
+from eo_zoo.models._build import StrictLoading, build, cfgs_for, count, input_cfg, record_of
 from eo_zoo.models.smarties_tasks import (
     HEADS,
     half_mix,
@@ -37,6 +38,7 @@ from eo_zoo.models.smarties_tasks import (
     tuned_records,
     two_kinds,
 )
+from eo_zoo.weights.plan import Layout, Rule, same
 
 PROJECTIONS = 17
 # Options of timm's VisionTransformer that SMARTIES does not have, with the only value there is here.
@@ -268,6 +270,8 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
             VisionTransformer that SMARTIES does not have.
     """
 
+    family = "SMARTIES"
+    unseen = "num_heads"
     layout = "smarties-1"
     patch_embed: SpectrumEmbed
     blocks: nn.Sequential
@@ -476,9 +480,27 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
         return self.forward_head(tokens, grid=(height, width))
 
     @classmethod
-    def from_official(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Official names to ours; see ``from_official`` of this module."""
-        return from_official(tensors)
+    def implied(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """See ``StrictLoading.implied``."""
+        patch = math.isqrt(tensors["patch_embed.weight"].shape[2])
+        side = math.isqrt(tensors["pos_embed"].shape[1] - 1)
+        made: dict[str, Any] = dict(embed_dim=tensors["cls_token"].shape[-1], depth=count(tensors, "blocks."))
+        made |= dict(patch_size=patch, img_size=patch * side)
+        if "fc_norm.weight" in tensors:
+            made["global_pool"] = "avg"
+        given = {name for name in tensors if name.startswith("head.")}
+        kind = next((kind for kind in HEADS if head_names(kind) == given), None)
+        if given and kind is None:
+            raise KeyError(f"a head as of {', '.join(HEADS)}, not {', '.join(sorted(given))}")
+        if kind is not None:
+            bias = max(name for name in given if name.endswith("bias"))
+            made |= dict(head=kind, num_classes=len(tensors[bias]))
+        return made
+
+    @classmethod
+    def layouts(cls, names: Collection[str]) -> tuple[Layout, ...]:
+        """See ``layouts`` of this module."""
+        return layouts(names)
 
     def adapt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Fit mapped tensors to this model's head, pooling and image size; see ``StrictLoading.adapt``."""
@@ -533,46 +555,37 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
 # Key table: official checkpoint -> ours
 # ---------------------------------------------------------------------------------------------------------------
 
-SAME = re.compile(
-    r"cls_token|pos_embed|(patch_embed|norm|fc_norm|head(\.[01])?)\.(weight|bias)|blocks\.\d+\..+"
-    r"|head\.0\.(running_mean|running_var|num_batches_tracked)"
+_ENCODER = (
+    same(
+        r"cls_token|pos_embed|(norm|fc_norm|head(\.[01])?)\.(weight|bias)|blocks\.\d+\..+"
+        r"|head\.0\.(running_mean|running_var|num_batches_tracked)"
+    ),
 )
-PROJECTION = re.compile(r"spectrum_projection\.spectrum_embeds\.(\d+)\.proj\.(weight|bias)")
-DECODER = re.compile(r"mask_token|decoder_.+")  # the pretraining file's decoder, not needed to extract features
+_PROJECTIONS = Rule(
+    "spectrum_projection.spectrum_embeds.{i}.proj.{wb}",
+    "patch_embed.{wb}",
+    "stack",
+    tuple(map(str, range(PROJECTIONS))),
+)
+DECODER = re.compile(r"mask_token|decoder_.+")
+_LEFT_OUT = "the decoder of pretraining"
 
 
-def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Encoder or pretraining checkpoint of the public code to our names: the 17 projections become two tensors.
+def layouts(names: Collection[str]) -> tuple[Layout, ...]:
+    """Encoder or pretraining checkpoint of the public code, whose 17 projections become two tensors, and ours.
 
-    A prefix that all names share, as the repository with remote code has it, is taken off. Our own names are kept.
-
-    Raises:
-        WeightsError: a name that is neither in the table nor one of the decoder's, or a projection missing.
+    A prefix that all names share, as the repository with remote code has it, is taken off.
     """
-    anchor = next((name for name in tensors if name.endswith("cls_token")), "cls_token")
+    anchor = next((name for name in names if re.fullmatch(r"[\w.]*cls_token", name)), "cls_token")
     prefix = anchor.removesuffix("cls_token")
-    ours: dict[str, Tensor] = {}
-    projections: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
-    unknown = []
-    for official, tensor in tensors.items():
-        name = official.removeprefix(prefix)
-        if prefix and name == official:
-            unknown.append(official)
-        elif SAME.fullmatch(name):
-            ours[name] = tensor
-        elif match := PROJECTION.fullmatch(name):
-            projections[match[2]][int(match[1])] = tensor
-        elif not DECODER.fullmatch(name):
-            unknown.append(official)
-    weights.refuse_unknown(unknown, "SMARTIES")
-    for kind, found in projections.items():
-        if f"patch_embed.{kind}" in ours and not found:
-            continue
-        if sorted(found) != list(range(PROJECTIONS)):
-            missing = sorted(set(range(PROJECTIONS)) - set(found))
-            raise WeightsError(f"expected {PROJECTIONS} spectrum projections; {kind} of {missing} missing")
-        ours[f"patch_embed.{kind}"] = torch.stack([found[i] for i in range(PROJECTIONS)])
-    return ours
+    rules = tuple(rule.behind(prefix, "") for rule in (_PROJECTIONS, *_ENCODER))
+    own = tuple(rule.behind(prefix, "") for rule in (*_ENCODER, same(r"patch_embed\.(weight|bias)")))
+    drops = {re.escape(prefix) + f"({DECODER.pattern})": _LEFT_OUT}
+    return (
+        Layout("encoder", rules),
+        Layout("pretraining", rules, drops, wrapper="model"),
+        Layout("eo_zoo", own, {DECODER.pattern: _LEFT_OUT}),  # also of ``SmartiesMaskedAutoencoder``
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------

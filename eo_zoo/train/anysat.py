@@ -38,7 +38,6 @@ from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.models.anysat import AnySat
 from eo_zoo.models.anysat_blocks import bucket_table, init_residual, position_table
 from eo_zoo.models.anysat_inputs import CELL, INPUTS, check, days
-from eo_zoo.models.anysat_keys import from_official
 
 TARGETS = 4  # blocks of a tile that are predicted
 
@@ -285,7 +284,7 @@ class AnySatPretraining(nn.Module):
         ours = {_our_name(name): tensor for name, tensor in tensors.items() if OWN.fullmatch(name)}
         if not ours:
             raise WeightsError("this file holds no pretraining state; load an encoder's file into the encoder itself")
-        encoders = from_official(tensors)
+        encoders = AnySat.from_official(tensors)
         for start, part in (("student.", "encoder."), ("teacher.", "teacher.")):
             one = {name.removeprefix(start): t for name, t in encoders.items() if name.startswith(start)}
             ours |= {part + name: tensor for name, tensor in self.encoder.adapt(one)[0].items()}

@@ -29,7 +29,6 @@ from eo_zoo.layers.linear import by_onednn
 from eo_zoo.models.multimae import (
     VARIANCES,
     MultiMae,
-    from_official,
     init_blocks,
     position_table,
     resized_table,
@@ -400,10 +399,10 @@ class MultiMaePretraining(nn.Module):
         Raises:
             WeightsError: a tensor is missing, unknown or of another shape.
         """
-        self.load_state_dict(self.fitted(from_official(tensors), what))
+        self.load_state_dict(self.fitted(MultiMae.from_official(tensors), what))
 
     def fitted(self, ours: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-        """A checkpoint's tensors under the names of ``from_official`` to this model's; raises as ``load_tensors``.
+        """A checkpoint's tensors under the names of ``MultiMae.from_official`` to this model's; raises so.
 
         The losses' variances stay as they are if the checkpoint has none.
         """
@@ -477,7 +476,7 @@ def _obtain(
     """All tensors of a record or a local file."""
     return weights.load(
         registry.get_record(name) if source is None else weights.given(source, name.partition(".")[0]),
-        from_official,
+        MultiMae.from_official,
         layout=MultiMae.layout,
         cache_dir=cache_dir,
     )

@@ -20,7 +20,6 @@ from eo_zoo.models.smarties import (
     DECODER,
     PROJECTIONS,
     SmartiesVisionTransformer,
-    from_official,
     mixing,
     sincos_positions,
     spectrum,
@@ -196,7 +195,9 @@ def from_pretraining(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     decoder = {name: tensor for name, tensor in tensors.items() if DECODER.fullmatch(name)}
     if not decoder:
         raise WeightsError("this file holds an encoder only; pretraining needs the decoder's tensors too")
-    return {f"encoder.{name}": tensor for name, tensor in from_official(tensors).items()} | decoder
+    return {
+        f"encoder.{name}": tensor for name, tensor in SmartiesVisionTransformer.from_official(tensors).items()
+    } | decoder
 
 
 def repeat_bands(x: Tensor, bands: Sequence[str], count: int = 12) -> tuple[Tensor, tuple[str, ...]]:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.files import making, require_new
+from eo_zoo.version import __version__
 from eo_zoo.vlm.engine import FACTORS
 from eo_zoo.weights import checkpoint, lora, zero
 from eo_zoo.weights.sharded import LazyTensors, has_weights, read_folder, read_json, split, write_folder
@@ -49,6 +50,7 @@ class Checked:
     config: Mapping[str, Any]  # to be written
     copied: Mapping[str, Path]  # files to be copied, by name
     summary: str  # what was found, in a sentence or two
+    manifest: Mapping[str, Any]  # what becomes of each tensor
 
 
 def check(
@@ -94,7 +96,29 @@ def check(
     )
     if "tokenizer_config.json" not in beside:
         summary += ". There is no tokenizer: give the folder of the model it was trained from with --base"
-    return Checked(tensors, config, beside, summary)
+    return Checked(tensors, config, beside, summary, _manifest(type(model).__name__, found, tensors))
+
+
+def _manifest(name: str, found: LazyTensors, tensors: LazyTensors) -> dict[str, Any]:
+    official = {ours: tensors.names.get(ours, ours) for ours in tensors.shapes}
+    unused = {found.names.get(one, one) for one in found.shapes} - set(official.values())
+    return {
+        "eo_zoo": __version__,
+        "name": name,
+        "files": {},
+        "tensors": [
+            {
+                "ours": ours,
+                "official": [stored],
+                "fate": "same" if ours == stored else "renamed",
+                "shape": list(tensors.shapes[ours].shape),
+                "dtype": str(tensors.shapes[ours].dtype).removeprefix("torch."),
+            }
+            for ours, stored in official.items()
+        ],
+        "left_out": [{"official": name, "why": "equal to the embeddings, which it is tied to"} for name in unused],
+        "added": [],
+    }
 
 
 def convert(
@@ -126,10 +150,13 @@ def convert(
         needed, free = sum(tensor.nbytes for tensor in checked.tensors.shapes.values()), shutil.disk_usage(folder).free
         if needed > free:
             raise InputError(f"{output} would take {needed:,} bytes, and {free:,} are free: give a folder elsewhere")
-        write_folder(checked.tensors, folder, shard_size=shard_size)
+        hashes = write_folder(checked.tensors, folder, shard_size=shard_size)
         for name, path in checked.copied.items():
             shutil.copyfile(path, folder / name)
         (folder / "config.json").write_text(json.dumps(checked.config, indent=2) + "\n", encoding="utf-8")
+        files = {name: {"sha256": sha256, "bytes": (folder / name).stat().st_size} for name, sha256 in hashes.items()}
+        manifest = json.dumps({**checked.manifest, "files": files}, indent=1) + "\n"
+        (folder / "conversion.json").write_text(manifest, encoding="utf-8")
     return checked
 
 

@@ -26,14 +26,16 @@ from torch import Tensor
 
 from eo_zoo import sensors
 from eo_zoo.errors import InputError, WeightsError
-from eo_zoo.files import replacing, sweep
-from eo_zoo.weights import cache, download, github, sources, stored
+from eo_zoo.files import replacing
+from eo_zoo.weights import cache, download, github, sharded, sources, stored
 from eo_zoo.weights.cache import cache_root
-from eo_zoo.weights.checkpoint import check_fit, read, refuse_unknown
+from eo_zoo.weights.checkpoint import check_fit
+from eo_zoo.weights.sharded import read
+from eo_zoo.weights.sound import require_sound
 
 __all__ = [
     "RECORDS", "UNPUBLISHED", "Origin", "Record", "Task", "cache_root", "check_fit", "given", "hosted", "is_cached",
-    "load", "pinned", "read", "refuse_unknown", "register", "require_published",
+    "load", "pinned", "read", "register", "require_published",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -245,7 +247,8 @@ def load(
     local file is mapped as strictly, and called unverified.
 
     Args:
-        source: a record, or the path of a checkpoint in the official layout or in ours.
+        source: a record, or the path of a checkpoint in the official layout or in ours: a file, or a folder or an index
+            of shards.
         mapping: the family's strict table, official names to ours; raises WeightsError for an unknown name.
         layout: name and version of that table.
         cache_dir: see `cache_root`.
@@ -261,37 +264,47 @@ def load(
     require_published(source)
     if source.layout not in ("", layout):
         raise WeightsError(f"{source.name} has the layout '{source.layout}', this model reads '{layout}'")
-    if cached := _cached(root, source, layout):
-        return cached
-    with _lock_of(root, source):
-        if cached := _cached(root, source, layout):  # another process finished it while this one waited
-            return cached
-        path, origin = _obtain(root, replace(source, layout=layout))
-        if source.scheme in sources.LOCAL and _layout_of(path) == layout:
-            return read(path), origin
-        target = cache.conversion(root, Path(source.address).stem, origin.sha256, layout)
-        tensors = _convert(root, path, target, mapping, layout, origin)
-        if path == cache.settled(root, source, origin.sha256) and target.is_file():
-            # The conversion holds the same numbers and is what will be read from now on; keeping the official
-            # file too would take the disk space twice. On Windows a mapped file cannot go: then it stays.
-            with contextlib.suppress(OSError):
-                path.unlink()
-    return tensors, origin
+    found = _cached(root, source, layout)
+    if not found:
+        with _lock_of(root, source):  # another process may have finished it while this one waited
+            found = _cached(root, source, layout) or _first(root, replace(source, layout=layout), mapping)
+    _tidy(root, source, found[1].sha256, layout)
+    return found
+
+
+def _first(root: Path, record: Record, mapping: Mapper) -> tuple[dict[str, Tensor], Origin]:
+    path, origin = _obtain(root, record)
+    if record.scheme in sources.LOCAL and _layout_of(path) == record.layout:
+        return read(path) if origin.verified else _sound(path), origin
+    target = cache.conversion(root, Path(record.address).stem, origin.sha256, record.layout)
+    return _convert(root, path, target, mapping, record.layout, origin), origin
+
+
+def _tidy(root: Path, record: Record, sha256: str, layout: str) -> None:
+    """Remove what was fetched, once there is a conversion: it holds the same numbers and is what will be read from now
+    on. Each call tries it, for one may have been killed before, and on Windows a mapped file cannot go.
+    """
+    if cache.conversion(root, Path(record.address).stem, sha256, layout).is_file():
+        with contextlib.suppress(OSError):
+            cache.settled(root, record, sha256).unlink(missing_ok=True)
+        shutil.rmtree(cache.workspace(root, record), ignore_errors=True)
 
 
 def _load_file(root: Path, path: Path, mapping: Mapper, layout: str) -> tuple[dict[str, Tensor], Origin]:
-    if not path.is_file():
-        raise InputError(f"weights file {path} is {'a folder' if path.is_dir() else 'not there'}")
-    header = stored.metadata(path)
-    ours = header.get("eo_zoo.layout") == layout
+    if not path.exists():
+        raise InputError(f"weights file {path} is not there")
+    files = list(sharded.files_of(path))
+    header = stored.metadata(files[0])
+    ours = all(_layout_of(file) == layout for file in files)
     if ours and path.absolute().parent == root:
         # Only inside the cache: anybody can write "verified" into the header of a file elsewhere.
         name, where, sha256 = (header.get(f"eo_zoo.{key}", "") for key in ("name", "source", "sha256"))
         return read(path), Origin(name or None, where, sha256, header.get("eo_zoo.verified") == "true")
-    origin = Origin(None, str(path), cache.remembered_digest(root, path), verified=False)
+    sha256 = cache.together([cache.remembered_digest(root, file) for file in files])
+    origin = Origin(None, str(path), sha256, verified=False)
     logger.warning("%s: there is nothing to check it against", origin)
     if ours:
-        return read(path), origin
+        return _sound(path), origin
     target = cache.conversion(root, path.stem, origin.sha256, layout)
     tensors = cache.converted(target, origin.sha256, layout)
     return tensors or _convert(root, path, target, mapping, layout, origin), origin
@@ -302,10 +315,11 @@ def _convert(root: Path, path: Path, target: Path, mapping: Mapper, layout: str,
     with cache.locked(root, target.name):
         if kept := cache.converted(target, origin.sha256, layout):
             return kept
-        found = _layout_of(path)
+        found = _layout_of(next(iter(sharded.files_of(path))))
         if found not in (None, layout):
             raise WeightsError(f"{path} has the layout '{found}', this model reads '{layout}'")
         tensors = read(path) if found == layout else mapping(read(path))
+        require_sound(tensors, str(path))
         header = {
             "format": "pt",
             "eo_zoo.layout": layout,
@@ -314,15 +328,21 @@ def _convert(root: Path, path: Path, target: Path, mapping: Mapper, layout: str,
             "eo_zoo.sha256": origin.sha256,
             "eo_zoo.verified": str(origin.verified).lower(),
         }
-        sweep(target)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with replacing(target) as part:
-                stored.save(tensors, part, metadata=header)
+                sha256 = stored.save(tensors, part, metadata=header)
+                cache.write_note(target, sha256=sha256, size=part.stat().st_size)
         except OSError as error:
             logger.warning("cannot keep converted weights in %s (%s): used from memory", root, error)
             return tensors
     return read(target)
+
+
+def _sound(path: Path) -> dict[str, Tensor]:
+    tensors = read(path)
+    require_sound(tensors, str(path))
+    return tensors
 
 
 def _layout_of(path: Path) -> str | None:

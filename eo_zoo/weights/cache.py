@@ -1,6 +1,7 @@
 """The cache folder: which file lies where, whole or absent, one process at a time, and the pinned hashes.
 
-- ``<stem>-<16 of the official file's SHA-256>-<layout>.safetensors``: what models read
+- ``<stem>-<16 of the official file's SHA-256>-<layout>.safetensors``: what models read, the conversions
+- ``notes/<name of a conversion>.json``: its SHA-256 as it was written, and what a forward pass gave (its golden)
 - ``downloads/<stem>-<16 of its SHA-256>.<ext>``: verified official files that no model has read yet
 - ``downloads/<key>.partial/``: a download under way
 - ``pins/<key>.json``: the hash of a record's file at its first use
@@ -18,7 +19,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,107 @@ def locked(root: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def trying(root: Path, name: str | None) -> Iterator[bool]:
+    """As `locked`, without waiting: False where a living process has the lock."""
+    import filelock
+
+    lock = filelock.FileLock(root / "locks" / f"{name}.lock")
+    free = True
+    if name is not None and Path(lock.lock_file).exists():
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            free = False
+        except (OSError, NotImplementedError) as error:
+            logger.debug("no lock for %s: %s", name, error)
+    try:
+        yield free
+    finally:
+        lock.release()
+
+
+# -------------------------------------------------------------------------------------------- small notes
+
+
+def _write(path: Path, facts: Mapping[str, Any]) -> None:
+    """Keep facts as JSON with a hash of their own, so that a change of any of them shows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_text(json.dumps({**facts, "sum": _sum(facts)}, indent=1))
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Facts that `_write` kept, ``sha256`` among them.
+
+    Raises:
+        OSError, ValueError, LookupError, TypeError: they cannot be read, or changed since.
+    """
+    try:
+        facts = dict[str, Any](json.loads(path.read_text()))
+    except RecursionError as error:
+        raise ValueError("lists within lists") from error
+    if facts.pop("sum", None) not in (None, _sum(facts)):  # those of earlier releases have none
+        raise ValueError("changed since it was written")
+    if not is_sha256(facts["sha256"]):
+        raise ValueError("no SHA-256")
+    return facts
+
+
+def _sum(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def note_of(path: Path) -> Path:
+    """Where the note of a conversion is kept."""
+    return path.parent / "notes" / f"{path.stem}.json"
+
+
+def write_note(path: Path, *, sha256: str, size: int) -> None:
+    """Note the hash of a conversion; to be done before it takes its place, so that none is ever without."""
+    _write(note_of(path), {"sha256": sha256, "bytes": size, "goldens": {}})
+
+
+def add_golden(path: Path, name: str, golden: Mapping[str, Any]) -> None:
+    """Note what a conversion gives as the weight set of that name; several may be read from one.
+
+    Raises:
+        OSError: the cache cannot be written.
+        WeightsError: as `read_note`.
+    """
+    with locked(path.parent, path.name):
+        note = read_note(path)
+        _write(note_of(path), {**note, "goldens": {**note["goldens"], name: dict(golden)}})
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """What is noted of a conversion: sha256, bytes, and goldens by the names of the weight sets that were read from it.
+
+    Raises:
+        WeightsError: there is no note, or it is damaged.
+    """
+    note = note_of(path)
+    if not note.is_file():
+        raise WeightsError(f"{path} cannot be verified, for it was made before hashes were kept")
+    try:
+        facts = read_facts(note)
+        if isinstance(facts["bytes"], int) and isinstance(facts["goldens"], dict):
+            return facts
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    raise WeightsError(f"{path} cannot be verified, for the note of its hash, {note}, is damaged")
+
+
+def wants_golden(path: Path, name: str) -> bool:
+    """Whether a conversion has a note without a golden of that name, to which one can be added.
+
+    Raises:
+        WeightsError: the note is damaged.
+    """
+    note = note_of(path)
+    return note.is_file() and os.access(note.parent, os.W_OK) and name not in read_note(path)["goldens"]
+
+
 # ------------------------------------------------------------------------------------------ hashes and pins
 
 
@@ -125,6 +227,11 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
+def together(hashes: Sequence[str]) -> str:
+    """The hash of one file, or what stands for those of several, in their order."""
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
 def remembered_digest(root: Path, path: Path) -> str:
     """The SHA-256 of a local file, not computed again while its size, times and inode stay the same.
 
@@ -135,16 +242,14 @@ def remembered_digest(root: Path, path: Path) -> str:
     memo = root / "hashes" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.json"
     status = _status(path)
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        found = json.loads(memo.read_text())
-        if found["path"] == str(path) and found["status"] == status and is_sha256(found["sha256"]):
+        found = read_facts(memo)
+        if found["path"] == str(path) and found["status"] == status:
             return str(found["sha256"])
     sha256 = digest(path)
     changed = max(status[1:3])
     if status == _status(path) and changed < time.time_ns() - SETTLED:
         with contextlib.suppress(OSError):
-            memo.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(memo) as part:
-                part.write_text(json.dumps({"path": str(path), "status": status, "sha256": sha256}))
+            _write(memo, {"path": str(path), "status": status, "sha256": sha256})
     return sha256
 
 
@@ -168,9 +273,8 @@ def read_pin(root: Path, record: Record) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        pin = json.loads(path.read_text())
-        if is_sha256(pin["sha256"]):
-            return {**pin, "verified": pin["verified"] is True}
+        pin = read_facts(path)
+        return {**pin, "verified": pin["verified"] is True}
     except (OSError, ValueError, LookupError, TypeError):
         pass
     raise WeightsError(f"the pinned hash of {record.name} cannot be read: delete {path} to pin it anew")
@@ -187,11 +291,7 @@ def known_hash(root: Path, record: Record) -> tuple[str | None, bool]:
 def write_pin(root: Path, record: Record, **facts: Any) -> None:
     """Remember a file's hash, and with it what else is known of the file."""
     try:
-        path = pin_path(root, record)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as part:
-            pin = {"source": record.source, "revision": record.revision, **facts}
-            part.write_text(json.dumps(pin, indent=1))
+        _write(pin_path(root, record), {"source": record.source, "revision": record.revision, **facts})
     except OSError as error:
         logger.warning("the hash of %s cannot be pinned, so a change will not show: %s", record.name, error)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,11 @@ UNDERSTOOD = (
 )  # fmt: skip
 # The other ways to begin (pissa, olora, loftq, ...) change the weights that the adapter is added to.
 BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+# Regular expressions of a file are matched for so long as they ask for. Those that could ask for more than a moment:
+# repeated groups, counts, looking around, references, and too many repetitions or choices.
+COSTLY = re.compile(r"\)[*+?]|[*+?{][*+?{]|[{}]|\(\?|\\[^.dw-]")
+MAX_ALPHA = 1e6
+MAX_PATTERNS, MAX_PATTERN, MAX_REPEATS, MAX_CHOICES = 1000, 500, 2, 10
 
 
 @dataclass(frozen=True)
@@ -75,24 +81,47 @@ def merged(base: LazyTensors, folder: Path, rename: Callable[[str], str]) -> Laz
 
         return read
 
-    return LazyTensors({**base.shapes, **{name: adapter.shapes[old] for name, old in replaced.items()}}, reader)
+    return LazyTensors(
+        {**base.shapes, **{name: adapter.shapes[old] for name, old in replaced.items()}}, reader, base.names
+    )
 
 
 def _config(path: Path) -> dict[str, Any]:
     config = read_json(path)
     if config.get("peft_type") != "LORA":
-        raise InputError(f"{path} is of {config.get('peft_type')!r}: only LoRA is merged, use peft for others")
+        kind = reprlib.repr(config.get("peft_type"))
+        raise InputError(f"{path} is of {kind}: only LoRA is merged, use peft for others")
     unknown = sorted(key for key, value in config.items() if value and key not in UNDERSTOOD)
     if config.get("bias", "none") != "none":
         unknown.append("bias")
     if config.get("init_lora_weights") not in BEGINNINGS:
-        unknown.append(f"init_lora_weights={config['init_lora_weights']!r}")
+        unknown.append(f"init_lora_weights={reprlib.repr(config['init_lora_weights'])}")
     if unknown:
-        raise InputError(f"{path} asks for {', '.join(unknown)}, which is more than plain LoRA: merge it with peft")
+        raise InputError(
+            f"{path} asks for {checkpoint.some(unknown)}, which is more than plain LoRA: merge it with peft"
+        )
     for key in ("alpha_pattern", "rank_pattern"):
-        if not isinstance(config.get(key) or {}, dict):
-            raise InputError(f"{path} has {key}={config[key]!r}; expected an object")
+        config[key] = _patterns(config.get(key) or {}, f"{path} has {key}")
     return config
+
+
+def _patterns(found: Any, what: str) -> list[tuple[re.Pattern[str], Any]]:
+    """Patterns of the names of modules, and a number for each: a module's full name or the end of it, as in PEFT."""
+    if not isinstance(found, dict) or len(found) > MAX_PATTERNS:
+        raise InputError(f"{what}={reprlib.repr(found)}; expected an object of at most {MAX_PATTERNS} names")
+    patterns = []
+    for key, value in found.items():
+        repeats, choices = len(re.findall("[*+?]", key)), key.count("|")
+        if len(key) > MAX_PATTERN or COSTLY.search(key) or repeats > MAX_REPEATS or choices > MAX_CHOICES:
+            raise InputError(
+                f"{what} {reprlib.repr(key)}, which may take for ever to match; expected names of modules, or patterns "
+                r"of them with \d+, \w+ or .* in at most two places"
+            )
+        try:
+            patterns.append((re.compile(rf"(.*\.)?({key})$"), value))
+        except (re.error, RecursionError) as error:
+            raise InputError(f"{what} {reprlib.repr(key)}, which is no regular expression") from error
+    return patterns
 
 
 def _sort(
@@ -116,31 +145,31 @@ def _sort(
         if other not in adapter.shapes:
             raise WeightsError(f"{file} holds {name}, but no {other}")
         if letter == "A":
-            scale = _scale(module.removeprefix("base_model.model."), adapter.shapes[name].shape[0], config, file)
+            rank = next(iter(adapter.shapes[name].shape), 0)
+            scale = _scale(module.removeprefix("base_model.model."), rank, config, file)
             turned = bool(embedding) or bool(config.get("fan_in_fan_out"))
-            pairs[rename(f"{module}.weight")] = Pair(name, other, scale, turned)
+            target = rename(f"{module}.weight")
+            if target in pairs:
+                raise WeightsError(f"{file} changes {target} twice: by {name} and by {pairs[target].first}")
+            pairs[target] = Pair(name, other, scale, turned)
     if not pairs:
         raise WeightsError(f"{file} holds no lora_A and lora_B")
     return pairs, replaced
 
 
 def _scale(module: str, rank: int, config: dict[str, Any], file: Path) -> float:
-    """Alpha over the rank, or over its root; a pattern matches as a module's full name or the end of it."""
+    """Alpha over the rank, or over its root."""
 
-    def chosen(pattern: str, default: str) -> Any:
-        for key, value in (config.get(pattern) or {}).items():
-            try:
-                if re.match(rf"(.*\.)?({key})$", module):
-                    return value
-            except re.error as error:
-                raise InputError(f"{file.parent / CONFIG}: {pattern} {key!r} is no regular expression") from error
-        return config.get(default)
+    def chosen(patterns: str, default: str) -> Any:
+        return next((value for key, value in config[patterns] if key.match(module)), config.get(default))
 
-    if chosen("rank_pattern", "r") != rank:
-        raise WeightsError(f"{file}: {module} is of rank {rank}, expected {chosen('rank_pattern', 'r')} by {CONFIG}")
+    if (expected := chosen("rank_pattern", "r")) != rank:
+        raise WeightsError(f"{file}: {module} is of rank {rank}, expected {reprlib.repr(expected)} by {CONFIG}")
     alpha = chosen("alpha_pattern", "lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or rank == 0:
-        raise InputError(f"{file.parent / CONFIG}: alpha of {module} is {alpha!r} at rank {rank}; expected numbers")
+    # a whole number of JSON may have thousands of digits, NaN is none of its range
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < MAX_ALPHA or rank == 0:
+        shown = reprlib.repr(alpha)
+        raise InputError(f"{file.parent / CONFIG}: alpha of {module} is {shown} at rank {rank}; expected numbers")
     return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
 
 

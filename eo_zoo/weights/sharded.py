@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.progress import progress_bar
 from eo_zoo.weights import checkpoint, stored
+from eo_zoo.weights.wrappings import plain_names
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"  # transformers' names for one file of weights
 INDEX = ".index.json"  # what its index of several adds
@@ -28,6 +29,7 @@ class LazyTensors:
     shapes: Mapping[str, Tensor]  # on the meta device: types and shapes
     #: Gives what reads a tensor by its name. Files that it opened stay mapped as long as it lives.
     reader: Callable[[], Reader]
+    names: Mapping[str, str] = field(default_factory=dict)  # in the files, of those that have another one here
 
     def renamed(self, names: Mapping[str, str]) -> LazyTensors:
         """The tensors that ``names`` lists: new name to old."""
@@ -36,23 +38,33 @@ class LazyTensors:
             read = self.reader()
             return lambda name: read(names[name])
 
-        return LazyTensors({new: self.shapes[old] for new, old in names.items()}, reader)
+        stored = {new: self.names.get(old, old) for new, old in names.items()}
+        return LazyTensors({new: self.shapes[old] for new, old in names.items()}, reader, stored)
 
     def to(self, dtype: torch.dtype) -> LazyTensors:
-        """The same values in another type; reading raises WeightsError for those that it cannot hold."""
+        """The same values, of floating types in another one; reading raises WeightsError for those it cannot hold."""
 
         def reader() -> Reader:
             read = self.reader()
             return lambda name: _cast(name, read(name), dtype)
 
-        return LazyTensors({name: tensor.to(dtype) for name, tensor in self.shapes.items()}, reader)
+        return LazyTensors({name: _as(tensor, dtype) for name, tensor in self.shapes.items()}, reader, self.names)
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = tensor.to(dtype)
-    if not bool(cast.isfinite().all()):
+    cast = _as(tensor, dtype)
+    if cast is not tensor and not bool(cast.isfinite().all()):
         raise WeightsError(f"{name} holds values that are not finite as {dtype}: give another type")
     return cast
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def held(tensors: Mapping[str, Tensor]) -> LazyTensors:
+    """Tensors that are read, or mapped, already."""
+    return LazyTensors({name: shape_of(tensor) for name, tensor in tensors.items()}, lambda: tensors.__getitem__)
 
 
 def shape_of(tensor: Tensor) -> Tensor:
@@ -66,6 +78,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, or it holds something else.
     """
+    if path.is_file() and path.stat().st_size > stored.MAX_HEADER:
+        raise InputError(f"{path} has {path.stat().st_size:,} bytes, which is no list of names and values")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -77,7 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def is_plain(name: str) -> bool:
     """Whether a name that a file states is one beside that file, and leads nowhere else."""
-    return Path(name).name == name and name not in ("", "..")
+    return Path(name).name == name and name not in ("", "..") and name.isprintable() and len(name.encode()) < 256
 
 
 def has_weights(folder: Path) -> bool:
@@ -85,22 +99,45 @@ def has_weights(folder: Path) -> bool:
     return any((folder / f"{name}{end}").is_file() for name in (SAFETENSORS, TORCH) for end in ("", INDEX))
 
 
-def read_folder(folder: Path) -> LazyTensors:
-    """The weights of a folder as transformers writes it: safetensors, else torch's .bin, whole or by their index.
+def files_of(path: Path) -> dict[Path, set[str] | None]:
+    """The files of a checkpoint with the tensors that its index promises in each (None: any).
+
+    Args:
+        path: a file, a folder as transformers writes it (safetensors, else torch's .bin, whole or by their index), or
+            an index.
 
     Raises:
-        InputError: there are none.
-        WeightsError: a file is missing, damaged or hostile, or holds other tensors than the index says.
+        InputError: there are no weights.
+        WeightsError: the index is damaged, or names a file that is not beside it.
     """
+    if path.name.endswith(INDEX):
+        return _indexed(path)
+    if not path.is_dir():
+        return {path: None}
     for name in (SAFETENSORS, TORCH):
-        if (folder / f"{name}{INDEX}").is_file():
-            return read_files(_indexed(folder / f"{name}{INDEX}"))
-        if (folder / name).is_file():
-            return read_files({folder / name: None})
-    shards = [path.name for pattern in ("model-*-of-*", "pytorch_model-*-of-*") for path in folder.glob(pattern)]
+        if (path / f"{name}{INDEX}").is_file():
+            return _indexed(path / f"{name}{INDEX}")
+        if (path / name).is_file():
+            return {path / name: None}
+    shards = [shard.name for pattern in ("model-*-of-*", "pytorch_model-*-of-*") for shard in path.glob(pattern)]
     if shards:
-        raise WeightsError(f"{folder} has shards such as {min(shards)}, but no {SAFETENSORS}{INDEX} or {TORCH}{INDEX}")
-    raise InputError(f"{folder} holds no weights: expected {SAFETENSORS}, {TORCH}, or shards with their index")
+        raise WeightsError(f"{path} has shards such as {min(shards)}, but no {SAFETENSORS}{INDEX} or {TORCH}{INDEX}")
+    raise InputError(f"{path} holds no weights: expected {SAFETENSORS}, {TORCH}, or shards with their index")
+
+
+def read_folder(folder: Path) -> LazyTensors:
+    """The weights of a folder, see `files_of`; raises as that and `read_files` do."""
+    return read_files(files_of(folder))
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """As `checkpoint.read`, also of a folder or an index; see `files_of`."""
+    files = files_of(Path(path))
+    if list(files.values()) == [None]:
+        return checkpoint.read(next(iter(files)))
+    tensors = read_files(files)
+    value = tensors.reader()
+    return {plain: value(name) for name, plain in plain_names(tensors.shapes).items()}
 
 
 def _indexed(index: Path) -> dict[Path, set[str] | None]:
@@ -108,14 +145,15 @@ def _indexed(index: Path) -> dict[Path, set[str] | None]:
     promised = read_json(index).get("weight_map")
     if not isinstance(promised, dict) or not promised or not all(isinstance(file, str) for file in promised.values()):
         raise WeightsError(f"{index} has no weight_map from tensors to files")
-    files: dict[Path, set[str] | None] = {}
-    for file in sorted(set(promised.values())):
+    named: dict[str, set[str]] = {}
+    for name, file in promised.items():
+        named.setdefault(file, set()).add(name)
+    for file in sorted(named):
         if not is_plain(file):
-            raise WeightsError(f"{index} names {file!r}, which is no file beside it")
+            raise WeightsError(f"{index} names {file[:80]!r}, which is no file beside it")
         if not (index.parent / file).is_file():
             raise WeightsError(f"{index} names {file}, which is not there: download it again")
-        files[index.parent / file] = {name for name, place in promised.items() if place == file}
-    return files
+    return {index.parent / file: named[file] for file in sorted(named)}
 
 
 def read_files(files: Mapping[Path, set[str] | None]) -> LazyTensors:
@@ -127,7 +165,7 @@ def read_files(files: Mapping[Path, set[str] | None]) -> LazyTensors:
     shapes: dict[str, Tensor] = {}
     places: dict[str, Path] = {}
     for file, promised in files.items():
-        found = checkpoint.read(file, keep_prefixes=True)
+        found = checkpoint.unwrapped(file).tensors
         if promised is not None and (missing := promised - found.keys()):
             raise WeightsError(f"{file} lacks tensors that the index promises: {checkpoint.some(sorted(missing))}")
         if promised is not None and (extra := found.keys() - promised):
@@ -138,16 +176,21 @@ def read_files(files: Mapping[Path, set[str] | None]) -> LazyTensors:
         places |= dict.fromkeys(found, file)
 
     def reader() -> Reader:
-        opened = functools.cache(functools.partial(checkpoint.read, keep_prefixes=True))
-        return lambda name: opened(places[name])[name]
+        opened = functools.cache(checkpoint.unwrapped)
+        return lambda name: opened(places[name]).tensors[name]
 
     return LazyTensors(shapes, reader)
 
 
-def write_folder(tensors: LazyTensors, folder: Path, *, shard_size: str) -> None:
+def write_folder(
+    tensors: LazyTensors, folder: Path, *, shard_size: str, metadata: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Write safetensors of at most ``shard_size`` ("5GB") each with an index, read them back and compare every byte.
 
     The names are transformers': model.safetensors where all fits into one.
+
+    Returns:
+        The SHA-256 of each file of tensors, by its name.
 
     Raises:
         InputError: no such size.
@@ -155,8 +198,8 @@ def write_folder(tensors: LazyTensors, folder: Path, *, shard_size: str) -> None
         OSError: the disk is full.
     """
     plan = split(tensors.shapes, shard_size)
-    names = [name for listed in plan.filename_to_tensors.values() for name in listed]
-    with progress_bar("writing", len(names), unit="tensors") as advance:
+    hashes = {}
+    with progress_bar("writing and comparing", 2 * len(tensors.shapes), unit="tensors") as advance:
         for file, listed in plan.filename_to_tensors.items():
             read = tensors.reader()
 
@@ -165,25 +208,12 @@ def write_folder(tensors: LazyTensors, folder: Path, *, shard_size: str) -> None
                 return read(name)
 
             shapes = {name: tensors.shapes[name] for name in listed}
-            stored.save(shapes, folder / file, metadata={"format": "pt"}, values=value)
+            hashes[file] = stored.save(shapes, folder / file, metadata=metadata or {"format": "pt"}, values=value)
+            stored.compare(folder / file, shapes, value)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
         (folder / f"{SAFETENSORS}{INDEX}").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    written = read_folder(folder)
-    with progress_bar("comparing", len(names), unit="tensors") as advance:
-        for listed in plan.filename_to_tensors.values():
-            read, again = tensors.reader(), written.reader()
-            for name in listed:
-                if not _same(read(name), again(name)):
-                    raise WeightsError(f"{folder}: {name} read back differs from what was written; nothing is kept")
-                advance(1)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same bytes: NaN equals itself, and 0 is not -0."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)))
+    return hashes
 
 
 def split(shapes: Mapping[str, Tensor], shard_size: str) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from eo_zoo.errors import WeightsError
 from eo_zoo.weights import checkpoint
+from eo_zoo.weights.pickles import MAX_COUNT, MAX_DIMENSIONS
 from eo_zoo.weights.sharded import LazyTensors, Reader, is_plain, shape_of
 
 Pieces = Sequence[Tensor]  # of one dimension, one after the other
@@ -36,7 +37,8 @@ def find_zero(folder: Path) -> Path | None:
     latest = folder / "latest"
     if not latest.is_file():
         return None
-    tag = latest.read_text(encoding="utf-8", errors="replace").strip()
+    with latest.open(encoding="utf-8", errors="replace") as file:
+        tag = file.read(1000).strip()
     if not is_plain(tag) or not (folder / tag).is_dir():
         raise WeightsError(f"{latest} names {tag[:80]!r}, which is no folder beside it")
     return folder / tag
@@ -87,10 +89,9 @@ def _assemble(states: Sequence[Path], models: Sequence[Path]) -> dict[str, Assem
         )
     modules, where = [_loaded(path) for path in models], models[0]
     first = modules[0]
-    made = {}
-    for name in _part(first, "module", dict, where):
-        if name in _part(first, "buffer_names", list, where):
-            made[name] = _whole(first["module"][name], name, where)
+    stored = _part(first, "module", dict, where)
+    buffers = dict.fromkeys(name for name in _part(first, "buffer_names", list, where) if isinstance(name, str))
+    made = {name: _whole(stored[name], name, where) for name in buffers if name in stored}
     made |= _frozen(modules, models, third)
     groups = [_shapes(group, where) for group in _part(first, "param_shapes", list, where)]
     if third:
@@ -102,7 +103,8 @@ def _assemble(states: Sequence[Path], models: Sequence[Path]) -> dict[str, Assem
             made |= _seconds(group, pieces, where)
     for name, other in _part(first, "shared_params", dict, where).items():
         if isinstance(other, str) and other in made:
-            made[str(name)] = made[other]
+            checkpoint.check_name(name, where)
+            made[name] = made[other]
     return made
 
 
@@ -113,7 +115,8 @@ def _partitions(states: Sequence[Path]) -> tuple[bool, list[list[Tensor]]]:
     count = found[0].get("partition_count")  # a list where groups of parameters may differ
     counts = count if isinstance(count, list) else [count]
     if len(states) not in counts or not all(isinstance(n, int) and n <= len(states) for n in counts):
-        raise WeightsError(f"{states[0].parent} has *_optim_states.pt of {len(states)} processes, expected {count}")
+        expected = next((n for n in counts if isinstance(n, int)), "a number of them in the files")
+        raise WeightsError(f"{states[0].parent} has *_optim_states.pt of {len(states)} processes, expected {expected}")
     key = "fp32_flat_groups" if third else "single_partition_of_fp32_groups"
     return third, [_flat(_part(state, key, list, path), path) for state, path in zip(found, states, strict=True)]
 
@@ -149,8 +152,10 @@ def _shapes(group: Any, path: Path) -> Shapes:
         raise WeightsError(f"{path} lists the shapes of parameters as {type(group).__name__}, expected a dict")
     for name, shape in group.items():
         sizes = shape if isinstance(shape, list | tuple) else [None]
-        if not isinstance(name, str) or not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise WeightsError(f"{path} lists {str(name)[:80]} with a shape that is none")
+        checkpoint.check_name(name, path)
+        plain = len(sizes) <= MAX_DIMENSIONS and all(isinstance(size, int) and size > 0 for size in sizes)
+        if not plain or math.prod(sizes) > MAX_COUNT:
+            raise WeightsError(f"{path} lists {name} with a shape that is none")
     return {name: tuple(shape) for name, shape in group.items()}
 
 

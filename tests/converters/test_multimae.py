@@ -17,12 +17,12 @@ from tests.models.multimae import check_cases, given, official, save
     ("arguments", "says"),
     [
         (["--vit", "rgp"], "unknown domain 'rgp'. Did you mean 'rgb'?"),
-        (["--img-size", "224"], "give --vit DOMAIN with it"),
+        (["--img-size", "224"], "No such option: --img-size"),
     ],
 )
 def test_what_cannot_be_converted(tmp_path, arguments, says):
     result = run("x.pth", "-o", tmp_path / "out", *arguments, script="multimae")
-    assert result.returncode == 2 and says in result.stderr and not list(tmp_path.glob("*out*"))
+    assert result.returncode == 2 and says in " ".join(result.stderr.split()) and not list(tmp_path.glob("*out*"))
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def test_folder_reads_back_equal(tmp_path):
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor.bfloat16()) for name, tensor in expected.items())
     again = run(source, "-o", tmp_path / "out", "--check", script="terrasense")
-    assert again.returncode == 2 and "either --output FOLDER or --check" in again.stderr
+    assert again.returncode == 2 and "give one of --output FOLDER, --export FILE and --check" in again.stderr
 
 
 def test_a_place_that_cannot_be_written(tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 import eo_zoo
 from eo_zoo import registry
 from eo_zoo.errors import InputError, WeightsError
-from eo_zoo.models.multimae import MultiMae, from_official, position_table
+from eo_zoo.models.multimae import MultiMae, position_table
 from eo_zoo.models.multimae_domains import DOMAINS, RASTERS, WORLDCOVER, classes_of, resized, standardize_depth
 from tests.models.families import multimae_inputs
 from tests.models.multimae import TINY, check_cases, given, official, save
@@ -98,8 +98,10 @@ def test_strict(tmp_path, change, message):
 def test_the_manifests_hold_the_model_and_its_output_adapters(size, kwargs):
     with torch.device("meta"):
         model = timm.create_model("multimae_eo_base", **kwargs)
-    whole = from_official({name: torch.empty(shape) for name, shape, _ in manifest(f"multimae_{size}", "pretraining")})
-    encoder = from_official({name: torch.empty(shape) for name, shape, _ in manifest(f"multimae_{size}", "encoder")})
+    whole, encoder = (
+        MultiMae.from_official({name: torch.empty(shape) for name, shape, _ in manifest(f"multimae_{size}", kind)})
+        for kind in ("pretraining", "encoder")
+    )
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
     assert {name: tensor.shape for name, tensor in encoder.items()} == own
     assert {name for name in whole if not name.startswith("output_adapters.")} == set(own)

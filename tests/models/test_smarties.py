@@ -14,7 +14,6 @@ from eo_zoo import sensors
 from eo_zoo.errors import DownloadError, InputError, WeightsError
 from eo_zoo.models.smarties import (
     SmartiesVisionTransformer,
-    from_official,
     mixing,
     projected_bands,
     resample_positions,
@@ -438,14 +437,14 @@ class TestLoading:
     def test_names_that_do_not_belong_together(self):
         prefixed = {f"smarties.{key}": tensor for key, tensor in official("tiny", 64).items()}
         with pytest.raises(WeightsError, match="mask_token"):
-            from_official({**prefixed, "mask_token": torch.zeros(1)})
+            SmartiesVisionTransformer.from_official({**prefixed, "mask_token": torch.zeros(1)})
         both = {**tiny().state_dict(), "spectrum_projection.spectrum_embeds.0.proj.weight": torch.zeros(1)}
         with pytest.raises(WeightsError, match="missing"):
-            from_official(both)
+            SmartiesVisionTransformer.from_official(both)
 
     def test_from_official_keeps_every_value(self):
         tensors = official("tiny", 64)
-        ours = from_official(tensors)
+        ours = SmartiesVisionTransformer.from_official(tensors)
         assert ours["patch_embed.weight"].shape == (17, 64, 256)
         assert sum(t.numel() for t in ours.values()) == sum(t.numel() for t in tensors.values())
         assert set(ours) == set(SmartiesVisionTransformer(**TINY).state_dict())

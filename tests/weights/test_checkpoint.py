@@ -72,8 +72,8 @@ def test_a_prefix_of_some_names_only_stays(tmp_path):
 
 
 def test_without_tensors_the_keys_are_listed(tmp_path):
-    torch.save({"epoch": 3, "net": {"a": torch.ones(1)}}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match="its keys are epoch, net"):
+    torch.save({"epoch": 3, "weights": {"a": torch.ones(1)}}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="its keys are epoch, weights"):
         weights.read(tmp_path / "w.pth")
 
 
@@ -133,7 +133,7 @@ def test_plain_pickles_and_other_protocols_are_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"plain pickle.*refused"):
         weights.read(tmp_path / "plain.pth")
     torch.save(Hostile(os.system, f"touch {canary}"), tmp_path / "four.pth", pickle_protocol=4)
-    with pytest.warns(UserWarning, match="protocol 4"), pytest.raises(WeightsError, match="is refused"):
+    with pytest.raises(WeightsError, match="is refused"):
         weights.read(tmp_path / "four.pth")
     assert not canary.exists()
 
