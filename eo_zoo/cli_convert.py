@@ -65,8 +65,16 @@ def convert(
 
     if (output is not None) + (export is not None) + check != 1:
         raise InputError("give one of --output FOLDER, --export FILE and --check")
+    others: dict[str, object] = {"--layout": layout, "--overwrite": overwrite}
     if export is not None:
-        plan = work.export_original(source, export, layout=layout, overwrite=overwrite, arguments=_arguments(arg))
+        others = {"--model": model, "--dtype": dtype, "--base": base, "--push-to-hub": push_to_hub}
+    if wrong := [option for option, value in others.items() if value]:
+        raise InputError(f"{', '.join(wrong)} means nothing {'with' if export else 'without'} --export: leave it out")
+    if export is not None:
+        plan = work.export_original(
+            source, export, family=family, part=part, ema=ema, arguments=_arguments(arg), layout=layout,
+            overwrite=overwrite,
+        )  # fmt: skip
         facts = {"layout": plan.layout, "tensors": {one.ours: list(one.official) for one in plan.moves}}
         text = f"{len(plan.moves)} tensors of ours, {sum(len(one.official) for one in plan.moves)} in '{plan.layout}'"
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from eo_zoo.cli_describe import DOCUMENT, refuse_model, write_document
 from eo_zoo.console import err, out, print_json, warn
 from eo_zoo.errors import DownloadError, InputError
 from eo_zoo.options import AsJson, Box, BoxCrs, Nodata, Overwrite, Quiet, Sensor, with_options
@@ -164,9 +165,20 @@ def ask(
         _print(asker.ask(pictures, prompt, **own), quiet, as_json)
 
 
-@_with(READING, ANSWERING)
-def describe(image: Image, options: dict[str, Any], quiet: Quiet = False, as_json: AsJson = False) -> None:
-    """Describe an image."""
+@_with(READING, ANSWERING, DOCUMENT)
+def describe(
+    image: Annotated[str, typer.Argument(metavar="IMAGE|NAME", help="An image; with --format the name of a model.")],
+    options: dict[str, Any],
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Describe an image in words, or with --format a model: what it takes, gives and may be used for."""
+    if wanted := {key: options.pop(key) for key in DOCUMENT if key in options}:
+        if options or as_json:
+            raise InputError("--format, --output and --asset are of a document about a model: leave all others out")
+        write_document(image, **wanted)
+        return
+    refuse_model(image)
     own = asking_of(options)
     with _opened([image], own) as pictures:
         _print(asker_of(options).describe(pictures, **own), quiet, as_json)

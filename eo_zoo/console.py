@@ -13,10 +13,15 @@ out = Console()
 err = Console(stderr=True)
 
 
+def json_text(value: Any) -> str:
+    """For scripts to read."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
 def print_json(value: Any) -> None:
     """For scripts to read."""
     # not rich's own: it wraps and colours
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    typer.echo(json_text(value))
 
 
 def warn(text: str) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +100,14 @@ def _json(path: Path) -> dict[str, Any]:
     return sharded.read_json(path) if path.is_file() else {}
 
 
+def _object(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An object in a file that anybody may have written; empty if it is not there."""
+    found = config.get(key) or {}
+    if not isinstance(found, dict):
+        raise InputError(f"config.json has {found!r:.80} as {key}, expected an object of names and values")
+    return dict(found)
+
+
 def _records(sha256: str, source: Source) -> list[weights.Record]:
     """The published weight sets whose file this is, by its hash."""
     root, found = cache.cache_root(), []
@@ -178,7 +187,7 @@ def identify(
     for cls, name, own in options:
         fitting = [one for one in records if one.layout == cls.layout and _tag_fits(one, name)]
         try:
-            return _described(source, cls, plans[cls], name, own, fitting, dict(arguments or {}))
+            return _described(source, cls, plans[cls], name, own, fitting, dict(arguments or {}), family)
         except InputError as error:
             failures.append(error)
     # of several classes of one family, the one that it is of
@@ -202,6 +211,8 @@ def _strange(plans: Mapping[type[StrictLoading], Plan], records: Sequence[weight
     if not plan.unknown:
         return WeightsError(f"no model of eo_zoo is in it: all is {some(sorted(set(plan.left_out.values())))}")
     total = len(plan.unknown) + len(plan.left_out) + sum(len(move.official) for move in plan.moves)
+    if total == len(plan.unknown):
+        return WeightsError(f"these are tensors of none of eo_zoo's models: {some(sorted(plan.unknown))}")
     return WeightsError(
         f"these are tensors of none of eo_zoo's models: of {cls.family}, the nearest, {len(plan.unknown)} of {total} "
         f"names are not ({some(sorted(plan.unknown))})"
@@ -216,22 +227,41 @@ def _described(
     own: Mapping[str, Tensor],
     records: Sequence[weights.Record],
     given: dict[str, Any],
+    family: str | None,
 ) -> Found:
     try:
         implied = cls.implied(own)
-    except (LookupError, ValueError) as error:
-        raise _Sizeless(f"{source.path} does not hold all tensors of {cls.family}: {error} is missing") from error
+    except KeyError as error:
+        raise _Sizeless(f"{source.path} does not hold all tensors of {cls.family}: no {error.args[0]}") from error
+    except (IndexError, TypeError, ValueError) as error:
+        raise _Sizeless(
+            f"{source.path} has the names of {cls.family}'s tensors, but not their shapes: {error}"
+        ) from error
+    asked = {record.name.partition(".")[0] for record in records}
+    if cls.alike and plan.layout == OWN and not (asked or source.config or family):
+        raise InputError(
+            f"{source.path} has names that {cls.alike} and {cls.family} share: say by a family or a model which it is "
+            f"(--family {cls.family.lower()})"
+        )
     if source.config:
-        name, arguments = source.config["architecture"], dict(source.config.get("model_args") or {})
+        name, arguments = source.config["architecture"], _object(source.config, "model_args")
         arguments |= {key: implied[key] for key in ("num_classes",) if key in implied}
+        if asked and name not in asked:
+            raise InputError(f"{source.path} holds {name}, not {' or '.join(sorted(asked))}")
     else:
-        name, arguments = _sized(cls, implied, records, given)
+        name, arguments = _sized(cls, implied, asked, given)
     tags = [record.name for record in records if record.name.partition(".")[0] == name]
-    tags += [f"{name}.{tag}" for tag in (part, (source.config.get("pretrained_cfg") or {}).get("tag")) if tag]
+    tags += [f"{name}.{tag}" for tag in (part, _object(source.config, "pretrained_cfg").get("tag")) if tag]
     name = next((tag for tag in tags if tag in weights.RECORDS), name)
     model = _skeleton(name, {**arguments, **given})
     adapted, added = model.adapt(dict(own))
-    check_fit(adapted, model.state_dict(), optional=added, what=str(source.path))
+    check_fit(adapted, wanted := model.state_dict(), optional=added, what=str(source.path))
+    kinds = {name: one for name, one in adapted.items() if one.is_floating_point() != wanted[name].is_floating_point()}
+    if kinds:
+        types = ", ".join(sorted({str(one.dtype).removeprefix("torch.") for one in kinds.values()}))
+        raise WeightsError(
+            f"{source.path} holds {some(kinds)} as {types}, which is not what {cls.family} calculates with"
+        )
     moves = {move.ours: move for move in plan.moves}
     used = {name: moves[cls.behind(plan.layout, part, name)] for name in adapted}
     left_out = dict(plan.left_out)
@@ -257,11 +287,11 @@ def _why(cls: type[StrictLoading], name: str) -> str:
 
 
 def _sized(
-    cls: type[StrictLoading], implied: dict[str, Any], records: Sequence[weights.Record], given: Mapping[str, Any]
+    cls: type[StrictLoading], implied: dict[str, Any], asked: Collection[str], given: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """The architecture, and the arguments that it is built with besides."""
     names = [name for name in registry.list_models() if registry.get_record(name).layout == cls.layout]
-    asked = {record.name.partition(".")[0] for record in records} or set(names)
+    asked = asked or names
     sizes = {key: value for key, value in implied.items() if key in SIZES}
     for name in names:
         own = _registered(name)
@@ -289,6 +319,8 @@ def _skeleton(name: str, arguments: Mapping[str, Any]) -> Any:
     from eo_zoo.hf.config import create
 
     classes = arguments.get("num_classes", 0)
+    if foreign := sorted(set(arguments) & {"features_only", *inspect.signature(timm.create_model).parameters}):
+        raise InputError(f"{', '.join(foreign)} is no argument of a model that is converted: leave it out")
     with torch.device("meta"):
         return create(name, classes, {key: value for key, value in arguments.items() if key != "num_classes"})
 
@@ -315,11 +347,11 @@ class Conversion:
 
 def _summary(facts: Mapping[str, Any]) -> str:
     fates = Counter(one["fate"] for one in facts["tensors"])
-    part = f", its {facts['part']}," if facts["part"] else ""
+    part = f", its {facts['part']}" if facts["part"] else ""
     origin = facts["source"]["record"]
     lines = [
-        f"{facts['name']} from the layout '{facts['layout']}'{part} "
-        + (f"which is {origin} by its hash" if origin else "of your own: no published hash is known for it"),
+        f"{facts['name']} from the layout '{facts['layout']}'{part}; "
+        + (f"by its hash it is {origin}" if origin else "its hash is of no published file that is known here"),
         f"{len(facts['tensors'])} tensors: " + ", ".join(f"{count} {fate}" for fate, count in fates.most_common()),
     ]
     for what, names in (("around them", facts["source"]["wrappings"]), ("not read", facts["source"]["beside"])):
@@ -379,6 +411,8 @@ def convert(
         raise InputError(f"the type {dtype!r} is none of {', '.join(DTYPES)}")
     if output is not None:
         require_new(Path(output))
+    elif push_to_hub is not None:
+        raise InputError("what is pushed to the hub has to be written first: give a folder (--output FOLDER)")
     if family == TERRASENSE or (family is None and _is_vision_language(Path(source))):
         given = dict(model=model, part=part, ema=ema, arguments=arguments, push_to_hub=push_to_hub)
         if unused := [name for name, value in given.items() if value]:
@@ -389,6 +423,8 @@ def convert(
         shared: dict[str, Any] = dict(base=base, dtype=dtype, shard_size=shard_size)
         checked = vlm.check(source, **shared) if output is None else vlm.convert(source, output, **shared)
         return Conversion(checked.manifest, checked.summary)
+    if base is not None:
+        raise InputError(f"a base is of TerraSense's adapters, which {source} is none of: leave it out")
     opened = open_source(source, ema=ema)
     with ThreadPoolExecutor(2) as beside:  # both leave the interpreter's lock
         hashing = beside.submit(lambda: cache.together([cache.digest(file) for file in opened.files]))
@@ -487,6 +523,9 @@ def export_original(
     *,
     layout: str | None = None,
     overwrite: bool = False,
+    family: str | None = None,
+    part: str | None = None,
+    ema: bool = False,
     arguments: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Write a model's tensors under the names of the public code, each bit as it is.
@@ -497,7 +536,7 @@ def export_original(
         layout: "encoder" (of MaRS: as released), "pretraining" or, of AnySat, "state"; by default the one that a
             folder was converted from, else "encoder".
         overwrite: replace a file.
-        arguments: as of `convert`.
+        family, part, ema, arguments: as of `convert`.
 
     Returns:
         What became of each tensor.
@@ -505,14 +544,18 @@ def export_original(
     Raises:
         InputError: an unknown layout, one that has no place for a tensor, or an output that exists.
         WeightsError: as `convert`.
+        OSError: writing failed; nothing is left.
     """
     output = Path(output)
+    if output.is_dir():
+        raise InputError(f"{output} is a folder: give a file's name")
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists: give another name, or overwrite it (--overwrite)")
-    opened = open_source(source)
-    found = identify(opened, arguments=arguments)
+    opened = open_source(source, ema=ema)
+    found = identify(opened, family=family, part=part, arguments=arguments)
     part = found.part or str(opened.manifest.get("part") or "")
-    before = {str(one.get("ours")) for one in opened.manifest.get("added", ()) if isinstance(one, dict)}
+    added = opened.manifest.get("added")
+    before = {str(one.get("ours")) for one in (added if isinstance(added, list) else []) if isinstance(one, dict)}
     tensors = {name: tensor for name, tensor in found.tensors.items() if name not in {*found.added, *before}}
     wanted = layout or str(opened.manifest.get("layout") or "")
     chosen = _public(found.model, tensors, "encoder" if wanted in ("", OWN) else wanted)
@@ -522,6 +565,7 @@ def export_original(
         raise InputError(f"the layout '{chosen.name}' has no place for {some(plan.unknown)}")
     public = {name: tensor.contiguous() for name, tensor in plan.undo(named).items()}
     require_sound(public, str(source))
+    output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(output) as beside:
         if output.suffix == ".safetensors":
             stored.save(public, beside, metadata={"format": "pt"})
@@ -529,7 +573,10 @@ def export_original(
         else:
             # torch.save stores what a tensor is a view of
             alone = {name: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for name, t in public.items()}
-            torch.save({chosen.wrapper: alone} if chosen.wrapper else alone, beside)
+            try:
+                torch.save({chosen.wrapper: alone} if chosen.wrapper else alone, beside)
+            except RuntimeError as error:  # so torch tells of a full disk
+                raise OSError(f"{output} cannot be written: {error}") from error
             again = sharded.read(beside)
             if set(again) != set(public) or not all(torch.equal(again[name], public[name]) for name in public):
                 raise WeightsError(f"{output}: what was read back differs from what was written")

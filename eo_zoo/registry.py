@@ -224,21 +224,27 @@ def info(model: str | nn.Module) -> dict[str, Any]:
         if found is None:
             raise InputError(f"{type(model).__name__} is not a model of eo_zoo: expected one of {list_models()}")
         record, held = found, str(getattr(getattr(model, "model", model), "weights_origin", None) or "random")
+    description = (model_entrypoint(record.name.partition(".")[0]).__doc__ or "").partition("\n")[0]
+    return recorded(record, description) | {"parameters": parameter_count(record.name), "weights": held}
+
+
+def recorded(record: weights.Record, description: str) -> dict[str, Any]:
+    """What a record says, and this machine's pin of its file: `info` without parameters and weights."""
     pin = weights.pinned(record)
-    architecture = record.name.partition(".")[0]
     used = record.sensors if record.together else record.sensors[:1]
     accepts = [band for name in used for band in sensors.get_sensor(name).bands if band.name in record.accepts]
+    units = [sensors.get_statistics(record.statistics[name]).units for name in used if name in record.statistics]
     return {
         "name": record.name,
         "title": record.title,
-        "description": (model_entrypoint(architecture).__doc__ or "").partition("\n")[0],
+        "description": description,
         "sensor": " and ".join(used),
         "bands": [
             {"name": b.name, "sensor_name": b.sensor_name, "wavelength_nm": b.wavelength, "gsd": b.gsd} for b in accepts
         ],
         "sensors": list(record.sensors),
         "accepts": list(record.accepts),
-        "units": " and ".join(sensors.get_statistics(record.statistics[name]).units for name in used),
+        "units": " and ".join(units),
         "statistics": {name: sensors.get_statistics(own).to_dict() for name, own in record.statistics.items()},
         "inputs": {key: _input(order) for key, order in record.inputs.items()},
         "gsd": dict(record.gsd),
@@ -253,6 +259,4 @@ def info(model: str | nn.Module) -> dict[str, Any]:
         "size": record.size or pin.get("size"),
         "sha256": record.sha256 or pin.get("sha256"),
         "md5": record.md5,
-        "parameters": parameter_count(record.name),
-        "weights": held,
     }

@@ -57,18 +57,27 @@ class Normalize(nn.Module):
             raise InputError(
                 "the images hold NaN or infinite values: replace them, and set them to 0 after normalising"
             )
-        # radars have digital numbers too, but no reflectance that they could be mistaken for
-        optical = sensors.get_sensor(self.statistics.sensor).bands[0].wavelength is not None
-        if self.statistics.units == "dn" and optical and 0 < (highest := x.abs().amax()) <= DOUBTFUL:
-            _logger.warning(
-                "no value above %g, but '%s' expects dn (reflectance x 10000): reflectance, or normalised already?",
-                highest,
-                self.statistics.name,
-            )
+        low, high = (bound.item() for bound in x.aminmax())
+        if doubt := _doubt(self.statistics, low, high):
+            _logger.warning("values from %g to %g, but '%s' expects %s", low, high, self.statistics.name, doubt)
 
     def extra_repr(self) -> str:
         """What is shown inside the parentheses."""
         return f"{self.statistics.name}, units={self.statistics.units}"
+
+
+def _doubt(statistics: Statistics, low: float, high: float) -> str:
+    """What is expected instead of such values, where no image holds them; an image of zeros is none to doubt."""
+    # radars have digital numbers too, but no reflectance that they could be mistaken for
+    optical = sensors.get_sensor(statistics.sensor).bands[0].wavelength is not None
+    if statistics.units == "dn" and optical and 0 < max(-low, high) <= DOUBTFUL:
+        return "dn (reflectance x 10000): reflectance, or normalised already?"
+    # resizing may overshoot a little
+    if statistics.units == "uint8" and (low < -1 or 0 < high <= 1 or high > 2 * 255):
+        return "0 to 255: other units, or normalised already?"
+    if statistics.units == "db" and 0 <= low < high:
+        return "dB, which of radar are mostly negative: linear power?"
+    return ""
 
 
 class Resize(nn.Module):

@@ -22,6 +22,15 @@ def _own_cache(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Show what tests recorded under "figures", also where other processes ran them."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, value in getattr(report, "user_properties", []):
+                if name == "figures":
+                    terminalreporter.write_line(value)
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run ``eo-zoo`` in this process: (exit code, stdout, stderr), the last as one line."""

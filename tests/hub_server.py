@@ -47,6 +47,7 @@ class File:
     careless: bool = False  # ...even if If-Range names another version
     chunked: bool = False  # do not tell the length
     delay: float = 0.0  # seconds before a GET is answered
+    lasts: float = 0.0  # seconds that it takes to send the whole, in 32 pieces
     cut_after: int | None = None  # close the connection after that many bytes of a GET...
     cuts: int = 1  # ...that many times
     commit: str | None = None  # of the revision that it is in; None: the server's
@@ -235,7 +236,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(data[: file.cut_after], file.chunked)
             self._break_off(file.fault)
             return
-        self._write(data, bool(file and file.chunked))
+        step = max(1, len(file.data) // 32) if file and file.lasts else len(data) or 1
+        for start in range(0, len(data), step):
+            threading.Event().wait(file.lasts / 32 if file else 0)
+            self._write(data[start : start + step], bool(file and file.chunked))
         if file and file.chunked:
             self.wfile.write(b"0\r\n\r\n")
 

@@ -17,6 +17,10 @@ class Loopback:
         self._thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         self.url = f"http://127.0.0.1:{server.server_port}"
 
+    def quiet(self) -> None:
+        """Say nothing of clients that break off."""
+        self._server.handle_error = lambda *connection: None  # type: ignore[method-assign]
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self

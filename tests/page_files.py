@@ -130,7 +130,22 @@ def trained(path: Path) -> None:
     (path / "model.safetensors").unlink()
 
 
+def public(path: Path, name: str) -> None:
+    """A small model in the layout of its public code, with random values where none are in the package."""
+    import tempfile
+
+    from eo_zoo import registry
+    from eo_zoo.convert import export_original
+    from eo_zoo.hf import export
+
+    with tempfile.TemporaryDirectory() as place:
+        export(name, f"{place}/model", pretrained=registry.get_record(name).scheme == "package")
+        export_original(f"{place}/model", path)
+
+
 FILES: dict[str, Callable[[Path], None]] = {
+    "smarties-v1-vitb.safetensors": lambda path: public(path, "smarties_vit_nano"),
+    "AnySat.pth": lambda path: public(path, "anysat_nano"),
     "S2_folder": folder,
     "item.json": item,
     "scene.tif": lambda path: level1c(path, 128),

@@ -6,7 +6,6 @@ The expected numbers in tests/data/parity were made by running the original publ
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,17 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eo_zoo.models.golden import uniform as uniform
+
 PARITY = Path(__file__).parent / "data" / "parity"
 # Fixed sine-cosine tables: left as the model builds them, so they are tested too.
 TABLES = ("pos_embed", "pos_emb")
-
-
-def uniform(name: str, shape: Iterable[int]) -> Tensor:
-    """Zero mean, unit variance, from numpy's Philox raw stream keyed by crc32(name)."""
-    shape = tuple(shape)
-    raw = np.random.Philox(key=zlib.crc32(name.encode())).random_raw(int(np.prod(shape, dtype=np.int64)))
-    unit = (raw >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
-    return torch.from_numpy(((unit * 2 - 1) * np.float32(3**0.5)).reshape(shape))
 
 
 def days(name: str, shape: Iterable[int]) -> Tensor:

@@ -46,7 +46,7 @@ class TestFacts:
     def test_of_a_model_that_takes_a_dict(self, run):
         text = " ".join(run("info", "anysat_base")[1].split())
         assert "inputs s2: B02, B03, B04" in text and "modis: B1, B2" in text and "accepts" not in text
-        assert "the Hub's own is checked" in text
+        assert "the Hub's own SHA-256 is checked" in text
 
     def test_where_no_weights_are_published(self, run):
         text = " ".join(run("info", "anysat_tiny")[1].split())

@@ -10,7 +10,7 @@ import eo_zoo
 from eo_zoo import sensors, weights
 from eo_zoo.errors import InputError
 from eo_zoo.presets import get_preset
-from eo_zoo.transforms import SplineResize, _spline_matrix, spline_matrix
+from eo_zoo.transforms import Normalize, SplineResize, _spline_matrix, spline_matrix
 from tests.procedural import uniform
 
 
@@ -395,3 +395,19 @@ class TestInputs:
     def test_a_model_of_one_image_has_no_inputs(self, arguments):
         with pytest.raises(InputError, match="takes one image: it has no preset"):
             eo_zoo.create_transform("smarties_vit_nano", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "doubtful"),
+    [
+        ("mars/RGB", 0, 255, False), ("mars/RGB", -0.5, 260, False), ("mars/RGB", 0, 3, False),
+        ("mars/RGB", 0, 0, False),
+        ("mars/RGB", 0, 1, True), ("mars/RGB", -1.5, 2, True), ("mars/RGB", 0, 4000, True),
+        ("smarties/S1", -25, 3, False), ("smarties/S1", 0, 0, False), ("smarties/S1", 0, 0.4, True),
+        ("mars/Capella", 0, 9, False), ("mmearth/aster", 0, 0.5, False), ("anysat/s1-demo", 0, 0.4, False),
+    ],
+)  # fmt: skip
+def test_values_that_no_image_has_are_doubtful(name, low, high, doubtful, caplog):
+    own = sensors.get_statistics(name)
+    Normalize(own)(torch.linspace(low, high, len(own.bands) * 16).reshape(-1, 4, 4))
+    assert bool(caplog.records) == doubtful

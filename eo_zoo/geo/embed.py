@@ -15,7 +15,6 @@ from torch import nn
 
 from eo_zoo import registry
 from eo_zoo.errors import InputError
-from eo_zoo.files import sweep
 from eo_zoo.geo.checks import check_weights, find_device, one_of, writable
 from eo_zoo.geo.domains import embed_domains
 from eo_zoo.geo.job import Log, Report, name_of
@@ -175,8 +174,6 @@ def embed_raster(
     )
     _check(options, vector)
     check_weights(weights, model)
-    for path in filter(None, (options.out, options.preview)):
-        sweep(path)  # what a killed run left
     log, loading = Log(report), dict(weights=weights, cache_dir=cache_dir)
     place: Any = dict(bbox=bbox, bbox_crs=bbox_crs)
     values: Any = dict(bands=bands, stats=stats, units=units, boa_offset=boa_offset, nodata=nodata)

@@ -16,14 +16,13 @@ from torch import nn
 
 from eo_zoo import registry, transforms
 from eo_zoo.errors import InputError
-from eo_zoo.files import sweep
 from eo_zoo.geo import job
 from eo_zoo.geo.checks import check_weights, find_device, one_of, writable
 from eo_zoo.geo.classify import Classifier, Prediction, PredictOptions, Run, classify_image
 from eo_zoo.geo.classmap import class_grid, classify_map
 from eo_zoo.geo.job import Job, Log, Report
 from eo_zoo.geo.opening import Reading, Source, check_bands, is_several, opened, record_for, source_name
-from eo_zoo.geo.output import TIFF, side_file
+from eo_zoo.geo.output import TIFF
 from eo_zoo.geo.pair import by_sensor, opened_pair
 from eo_zoo.geo.scene import GDAL_OPTIONS, Scene
 from eo_zoo.geo.stream import Raster, Tally
@@ -131,8 +130,6 @@ def predict_raster(
     )
     _check(record, task, options, window=window, stride=stride, threshold=threshold, mix=mix, seed=seed)
     check_weights(weights, model)
-    for path in filter(None, (options.out, options.out and side_file(options.out), options.scores, options.preview)):
-        sweep(path)  # what a killed run left
     log = Log(report)
     reading = Reading(
         sensor=sensor, bands=bands, stats=stats, units=units, boa_offset=boa_offset, nodata=nodata,

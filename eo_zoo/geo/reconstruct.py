@@ -15,7 +15,6 @@ from torch import Tensor
 
 from eo_zoo import registry
 from eo_zoo.errors import InputError
-from eo_zoo.files import sweep
 from eo_zoo.geo import job
 from eo_zoo.geo.checks import check_weights, writable
 from eo_zoo.geo.domains import open_domains
@@ -181,7 +180,6 @@ def reconstruct_raster(
         if name in output.predictions
     ]
     domains = {view.name: view.quality() for view in views}
-    sweep(path)  # what a killed run left
     draw(path, [view.row(domains[view.name].lines()) for view in views])
     t = grid.transform
     return Reconstruction(

@@ -338,6 +338,8 @@ def _selected(found: Found, accepts: Collection[str], bands: Sequence[str] | Non
         )
     if left_out:
         found.notes.append(f"left out, as the model does not take them: {', '.join(left_out)}")
+    if found.sensor == "S2" and "short_wave_infrared_2" in there:
+        found.warnings.append("B10 is there, which only L1C has, but the values are taken as L2A: --sensor S2-L1C?")
     return [there[band] for band in wanted if band in accepts]
 
 

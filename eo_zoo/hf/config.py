@@ -319,7 +319,7 @@ def create(name: str, classes: int | None, arguments: Mapping[str, Any]) -> Any:
     """A model by timm, with random weights; raises InputError for arguments that it cannot be built with."""
     try:
         return timm.create_model(name, pretrained=False, num_classes=classes, **arguments)
-    except TypeError as error:
+    except (TypeError, AssertionError, ArithmeticError) as error:  # timm asserts that heads divide the width
         raise InputError(f"{name} cannot be built with {dict(arguments)}: {error}") from error
 
 

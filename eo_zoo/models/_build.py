@@ -34,6 +34,7 @@ class StrictLoading(nn.Module):
     family: ClassVar[str]
     layout: ClassVar[str]
     unseen: ClassVar[str]  # the argument that no tensor tells, of sizes that are not registered
+    alike: ClassVar[str] = ""  # whose tensors have the names and shapes of ours too
     spare: ClassVar[Mapping[str, str]] = {}  # mapped tensors that ``adapt`` leaves out: pattern of names, and why
     families: ClassVar[dict[str, type[StrictLoading]]] = {}
     weights_origin: weights.Origin | None = None

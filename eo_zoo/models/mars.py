@@ -56,6 +56,7 @@ class MarsSwin(StrictLoading, SwinTransformerV2):
 
     family = "MaRS"
     unseen = "window_size"
+    alike = "timm's SwinV2"
     channels: ClassVar[int]
     part: ClassVar[str]  # its prefix in a pretraining checkpoint
     patch_embed: PatchEmbed
@@ -146,8 +147,8 @@ class MarsSwin(StrictLoading, SwinTransformerV2):
         heads = [len(tensors[f"layers.{i}.blocks.0.attn.logit_scale"]) for i in stages]
         made: dict[str, Any] = dict(embed_dim=len(tensors["patch_embed.proj.weight"]), num_heads=tuple(heads))
         made["depths"] = tuple(count(tensors, f"layers.{i}.blocks.") for i in stages)
-        if tensors["patch_embed.proj.weight"].shape[1] != cls.channels:
-            raise KeyError(f"{cls.channels} channels")
+        if (channels := tensors["patch_embed.proj.weight"].shape[1]) != cls.channels:
+            raise ValueError(f"patch_embed.proj.weight is for {channels} channels, expected {cls.channels}")
         return made | ({"num_classes": len(tensors["head.fc.bias"])} if "head.fc.bias" in tensors else {})
 
     @classmethod

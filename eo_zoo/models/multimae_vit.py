@@ -11,7 +11,6 @@ the other, and nothing is computed but the table's size.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from eo_zoo import registry, sensors
 from eo_zoo.errors import InputError
-from eo_zoo.files import replacing
+from eo_zoo.files import replacing_all
 from eo_zoo.models._build import input_cfg
 from eo_zoo.models.multimae import MultiMae
 from eo_zoo.models.multimae_domains import DOMAINS, require_domain
@@ -145,8 +144,7 @@ def save_vit(vit: VisionTransformer, folder: str | Path) -> None:
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        weights, text = (stack.enter_context(replacing(folder / n)) for n in ("model.safetensors", "config.json"))
+    with replacing_all(folder / "model.safetensors", folder / "config.json") as (weights, text):
         save_file(tensors, weights, metadata={"format": "pt"})
         text.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -14,7 +14,6 @@ import functools
 import importlib.resources
 import json
 import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.layers.linear import by_onednn
 from eo_zoo.layers.positions import sincos_positions
 from eo_zoo.models._build import StrictLoading, build, cfgs_for, count, input_cfg, record_of
+from eo_zoo.models.smarties_keys import PROJECTIONS, layouts
 from eo_zoo.models.smarties_tasks import (
     HEADS,
     half_mix,
@@ -38,9 +38,8 @@ from eo_zoo.models.smarties_tasks import (
     tuned_records,
     two_kinds,
 )
-from eo_zoo.weights.plan import Layout, Rule, same
+from eo_zoo.weights.plan import Layout
 
-PROJECTIONS = 17
 # Options of timm's VisionTransformer that SMARTIES does not have, with the only value there is here.
 FOREIGN = {
     "reg_tokens": 0,
@@ -491,7 +490,7 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
         given = {name for name in tensors if name.startswith("head.")}
         kind = next((kind for kind in HEADS if head_names(kind) == given), None)
         if given and kind is None:
-            raise KeyError(f"a head as of {', '.join(HEADS)}, not {', '.join(sorted(given))}")
+            raise KeyError(f"head of {', '.join(HEADS)}, only {', '.join(sorted(given))}")
         if kind is not None:
             bias = max(name for name in given if name.endswith("bias"))
             made |= dict(head=kind, num_classes=len(tensors[bias]))
@@ -499,7 +498,7 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
 
     @classmethod
     def layouts(cls, names: Collection[str]) -> tuple[Layout, ...]:
-        """See ``layouts`` of this module."""
+        """See ``eo_zoo.models.smarties_keys``."""
         return layouts(names)
 
     def adapt(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -549,43 +548,6 @@ class SmartiesVisionTransformer(StrictLoading, VisionTransformer):
             f"create the model by its tag ({', '.join(tags) or 'none is published'}) or with head='{kind}', or with "
             "num_classes=0 for features"
         )
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Key table: official checkpoint -> ours
-# ---------------------------------------------------------------------------------------------------------------
-
-_ENCODER = (
-    same(
-        r"cls_token|pos_embed|(norm|fc_norm|head(\.[01])?)\.(weight|bias)|blocks\.\d+\..+"
-        r"|head\.0\.(running_mean|running_var|num_batches_tracked)"
-    ),
-)
-_PROJECTIONS = Rule(
-    "spectrum_projection.spectrum_embeds.{i}.proj.{wb}",
-    "patch_embed.{wb}",
-    "stack",
-    tuple(map(str, range(PROJECTIONS))),
-)
-DECODER = re.compile(r"mask_token|decoder_.+")
-_LEFT_OUT = "the decoder of pretraining"
-
-
-def layouts(names: Collection[str]) -> tuple[Layout, ...]:
-    """Encoder or pretraining checkpoint of the public code, whose 17 projections become two tensors, and ours.
-
-    A prefix that all names share, as the repository with remote code has it, is taken off.
-    """
-    anchor = next((name for name in names if re.fullmatch(r"[\w.]*cls_token", name)), "cls_token")
-    prefix = anchor.removesuffix("cls_token")
-    rules = tuple(rule.behind(prefix, "") for rule in (_PROJECTIONS, *_ENCODER))
-    own = tuple(rule.behind(prefix, "") for rule in (*_ENCODER, same(r"patch_embed\.(weight|bias)")))
-    drops = {re.escape(prefix) + f"({DECODER.pattern})": _LEFT_OUT}
-    return (
-        Layout("encoder", rules),
-        Layout("pretraining", rules, drops, wrapper="model"),
-        Layout("eo_zoo", own, {DECODER.pattern: _LEFT_OUT}),  # also of ``SmartiesMaskedAutoencoder``
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------------

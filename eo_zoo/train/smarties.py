@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from eo_zoo import weights
 from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.models.smarties import (
-    DECODER,
-    PROJECTIONS,
     SmartiesVisionTransformer,
     mixing,
     sincos_positions,
     spectrum,
 )
+from eo_zoo.models.smarties_keys import DECODER, PROJECTIONS
 
 
 class MaskedAutoencoderOutput(NamedTuple):

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from eo_zoo.errors import DownloadError, InputError, MissingExtra, WeightsError, nearest, require
+from eo_zoo.terrasense import OFFICIAL
 from eo_zoo.vlm.engine import FACTORS, Answer, Generation, Question, limits, prepared
 from eo_zoo.vlm.tasks import Asker
 from eo_zoo.weights import cache, sources
 
-OFFICIAL = "TerraSense-CASM/TerraSense-Base"
 CLASSES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZATIONS = ("8bit", "4bit")

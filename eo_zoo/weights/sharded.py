@@ -122,7 +122,7 @@ def files_of(path: Path) -> dict[Path, set[str] | None]:
     shards = [shard.name for pattern in ("model-*-of-*", "pytorch_model-*-of-*") for shard in path.glob(pattern)]
     if shards:
         raise WeightsError(f"{path} has shards such as {min(shards)}, but no {SAFETENSORS}{INDEX} or {TORCH}{INDEX}")
-    raise InputError(f"{path} holds no weights: expected {SAFETENSORS}, {TORCH}, or shards with their index")
+    raise InputError(f"the folder {path} holds no weights: expected {SAFETENSORS}, {TORCH}, or shards with their index")
 
 
 def read_folder(folder: Path) -> LazyTensors:

@@ -16,7 +16,9 @@ AVERAGES = ("model_ema", "state_dict_ema", "ema", "ema_model", "ema_state_dict",
 #: What may lie in such a dict beside the tensors: how many averages were taken, by torch's AveragedModel and others.
 COUNTERS = ("n_averaged", "num_updates", "initted", "step")
 # DistributedDataParallel's and Lightning's, torch.compile's, FSDP's, those of moving averages.
-PREFIX = re.compile(r"(?:module|model|_orig_mod|_fsdp_wrapped_module|_forward_module|ema_model|ema|net)\.")
+PREFIX = re.compile(r"(?:module|model|_orig_mod|_fsdp_wrapped_module|_forward_module|ema_model|model_ema|ema|net)\.")
+# Of the average, where it lies among the model's own tensors: a training module holds both.
+AVERAGED = re.compile(r"(?:ema_model|model_ema|ema)\.")
 DEPTH = 4  # of dicts in dicts; one may hold itself
 # torch.compile, FSDP and activation checkpointing wrap modules inside a model too.
 INSIDE = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -52,7 +54,11 @@ def open_dict(loaded: object, *, ema: bool = False) -> Opened | None:
         key = found if found is not None and (ema or key is None) else key
         own = {name: value.detach() for name, value in loaded.items() if isinstance(value, Tensor)}
         if key is None:
-            names = [name for name in own if name not in COUNTERS]
+            names = [name for name in own if str(name).rpartition(".")[2] not in COUNTERS]
+            averaged = [name for name in names if AVERAGED.match(str(name))]
+            if averaged and len(averaged) < len(names):
+                average = average or ema
+                names = averaged if ema else [name for name in names if name not in set(averaged)]
             if not names or (ema and not average):
                 return None
             beside += [".".join([*path, str(name)]) for name in loaded if name not in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import subprocess
@@ -16,8 +17,8 @@ from safetensors.torch import save_file
 
 from eo_zoo import weights
 from eo_zoo.errors import WeightsError
-from eo_zoo.weights import stored
-from tests.weights.toys import FILE, LAYOUT, Mapping, check_toy, leftovers, load, record, toy
+from eo_zoo.weights import inventory, stored
+from tests.weights.toys import FILE, LAYOUT, Mapping, check_toy, leftovers, load, record, toy, toy_bytes
 
 
 def test_records_are_registered_once(monkeypatch):
@@ -233,8 +234,184 @@ def test_the_remains_of_a_killed_process_are_swept(tmp_path, cache):
     torch.save(toy(), tmp_path / "w.pth")
     sha256 = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
     cache.mkdir()
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (cache / f".w-{sha256[:16]}-{LAYOUT}.safetensors.{dead.pid}-0.part").write_bytes(b"half")
+    (cache / f".w-{sha256[:16]}-{LAYOUT}.safetensors.{dead_process()}-0.part").write_bytes(b"half")
     load(tmp_path / "w.pth")
     assert leftovers(cache) == []
+
+
+# ------------------------------------------------------------------------- what is kept, listed and cleared
+
+
+def test_a_conversion_is_never_without_its_note(tmp_path, cache, monkeypatch):
+    torch.save(toy(), tmp_path / "w.pth")
+
+    def killed(part, path, replace=os.replace):
+        if Path(path).suffix == ".safetensors":
+            raise KeyboardInterrupt
+        replace(part, path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("eo_zoo.files.os.replace", killed)
+        load(tmp_path / "w.pth")
+    (note,) = (cache / "notes").iterdir()
+    assert not list(cache.glob("*.safetensors")) and inventory.entries(cache) == []
+    load(tmp_path / "w.pth")
+    (kept,) = cache.glob("*.safetensors")
+    facts = weights.cache.read_note(kept)
+    assert weights.cache.note_of(kept) == note
+    assert facts == {"sha256": weights.cache.digest(kept), "bytes": kept.stat().st_size, "goldens": {}}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "7", '"text"', '{"sha256": "short"}', "\xff", '{"bytes": 1}'])
+def test_a_damaged_note_cannot_be_read(tmp_path, cache, content):
+    torch.save(toy(), tmp_path / "w.pth")
+    load(tmp_path / "w.pth")
+    (kept,) = cache.glob("*.safetensors")
+    weights.cache.note_of(kept).write_bytes(content.encode("latin-1"))
+    with pytest.raises(WeightsError, match="is damaged"):
+        weights.cache.read_note(kept)
+    check_toy(load(tmp_path / "w.pth")[0])  # who loads does not ask it
+
+
+FOREIGN = (
+    "mine.safetensors", "notes.txt", "a-0123456789abcdef-toy-1.safetensors.bak", "downloads/README", "mine/a.pth",
+    "other-0123456789abcdef-x.safetensors", ".mine.part", "pins/readme.txt", "downloads/mine.pth",
+)  # fmt: skip
+
+
+@pytest.fixture
+def full(tmp_path, cache, hub):
+    """A cache with one of each: a published file's conversion and a local one's, a whole and a partial download, what a
+    killed process left, remembered hashes, a pin, and files that are not eo_zoo's."""
+    hub.add("owner/repo", FILE, toy_bytes(tmp_path))
+    load(record())
+    torch.save(toy(2.0), tmp_path / "w.pth")
+    load(tmp_path / "w.pth")
+    downloads = cache / "downloads"
+    (downloads / "toy-01234567.partial").mkdir(parents=True)
+    (downloads / "toy-01234567.partial" / "toy.pth").write_bytes(b"half")
+    (downloads / f"other-{'0' * 16}.pth").write_bytes(b"whole")
+    (cache / f".w-{'0' * 16}-{LAYOUT}.safetensors.{dead_process()}-0123abcd.part").write_bytes(b"half")
+    (cache / "hashes").mkdir(exist_ok=True)
+    (cache / "hashes" / "0123.json").write_text("{}")
+    for name in FOREIGN:
+        (cache / name).parent.mkdir(exist_ok=True)
+        if name.startswith("other-"):
+            save_file({"x": torch.ones(1)}, cache / name)
+        else:
+            (cache / name).write_text("mine")
+    return cache
+
+
+def dead_process() -> int:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    return dead.pid
+
+
+def files(cache: Path) -> set[str]:
+    return {path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_file()}
+
+
+def test_what_the_cache_holds_is_listed(full, run):
+    kinds = [(entry.kind, entry.title, entry.verified) for entry in inventory.entries(full)]
+    kept = {path.name.partition("-")[0]: path.name for path in full.glob("*.safetensors")}
+    assert kinds == [
+        ("weights", kept["toy"], True),
+        ("weights", kept["w"], False),
+        ("download", f"other-{'0' * 16}.pth", True),
+        ("partial", "toy-01234567.partial", None),
+        ("leftover", next(full.glob(".w-*")).name, None),
+    ]
+    code, out, _ = run("cache", "list", "--json")
+    rows = json.loads(out)
+    assert code == 0 and [row["kind"] for row in rows] == [kind for kind, *_ in kinds]
+    assert rows[0]["names"] == ["toy.pretrain"] and rows[1]["names"] == ["w.pth"]
+    assert rows[3]["size"] == 4
+    code, out, _ = run("cache", "list")
+    assert code == 0 and f"{sum(row['size'] for row in rows) / 1e6:,.1f} MB in" in " ".join(out.split())
+
+
+def test_all_is_cleared_but_pins_and_what_is_not_ours(full, run):
+    load(record())
+    before = files(full)
+    code, out, _ = run("cache", "clear", "--all")
+    assert code == 0 and out.startswith("removed 5 of 5")
+    stay = {name for name in before if name.startswith(("pins/", "locks/"))} | set(FOREIGN)
+    assert files(full) == stay and any(name.endswith(".json") for name in stay)
+    assert run("cache", "clear", "--all", "--pins")[0] == 0
+    assert {name for name in files(full) if not name.startswith("locks/")} == set(FOREIGN)
+    assert run("cache", "list")[1].startswith("0.0 MB")
+
+
+@pytest.mark.parametrize("name", ["toy", "toy.pretrain"])
+def test_one_is_cleared_with_its_note(full, run, name):
+    (kept,) = full.glob("toy-*.safetensors")
+    before = files(full)
+    code, out, _ = run("cache", "clear", name)
+    assert code == 0 and out.startswith("removed 1 of 5")
+    assert before - files(full) == {kept.name, f"notes/{kept.stem}.json"}
+
+
+def test_a_local_files_conversion_is_cleared_by_either_name(full, run):
+    (kept,) = full.glob("w-*.safetensors")
+    assert run("cache", "clear", kept.name)[0] == 0 and not kept.exists()
+    load(full.parent / "w.pth")
+    assert run("cache", "clear", "w.pth")[0] == 0 and not kept.exists()
+
+
+def test_what_was_not_used_for_long_is_cleared(full, run):
+    (kept,) = full.glob("w-*.safetensors")
+    long_ago = time.time() - 40 * 86400
+    os.utime(kept, (long_ago, long_ago))
+    assert run("cache", "clear", "toy", "--older-than", 30)[1].startswith("removed 0 of 5")
+    assert run("cache", "clear", "--older-than", 30)[1].startswith("removed 1 of 5")
+    assert not kept.exists() and (full / "hashes" / "0123.json").exists()
+
+
+def test_damaged_weights_are_listed_and_cleared(full, run):
+    (kept,) = full.glob("w-*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:20])
+    assert run("cache", "clear", kept.name)[0] == 0 and not kept.exists()
+
+
+@pytest.mark.parametrize("lock", ["weights", "partial"])
+def test_what_another_process_writes_stays(full, run, lock):
+    """flock counts by open file, so a lock of this process's is as good as another's."""
+    entry = next(entry for entry in inventory.entries(full) if entry.kind == lock)
+    with weights.cache.locked(full, entry.lock):
+        code, out, err = run("cache", "clear", "--all")
+    assert code == 1 and out.startswith("removed 4 of 5")
+    assert f"{entry.path} is in use by another process" in err and entry.path.exists()
+    assert lock != "weights" or weights.cache.note_of(entry.path).exists()
+    assert run("cache", "clear", "--all")[0] == 0 and not entry.path.exists()
+
+
+def test_the_part_of_a_living_process_stays(full, run):
+    part = full / f".w-{'1' * 16}-{LAYOUT}.safetensors.{os.getpid()}-0123abcd.part"
+    part.write_bytes(b"half")
+    code, _, err = run("cache", "clear", "--all")
+    assert code == 1 and f"{part} is in use" in err and part.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "say what is to be removed"),
+        (("toy", "--all"), "give one of them"),
+        (("--pins",), "say what is to be removed"),
+        (("toy", "--pins"), "--pins goes with --all"),
+        (("--older-than", "-1"), "expected days, 0 or more"),
+        (("toy.pretrai",), "Did you mean 'toy.pretrain'"),
+    ],
+)
+def test_clear_asks_for_what(full, run, arguments, says):
+    before = files(full)
+    code, out, err = run("cache", "clear", *arguments)
+    assert code == 2 and says in err and out == "" and files(full) == before
+
+
+def test_an_empty_cache(run, cache):
+    assert run("cache", "list")[:2] == (0, f"0.0 MB in {cache}\n")
+    assert run("cache", "clear", "toy")[0] == 2
+    assert run("cache", "clear", "--all")[0] == 0 and not cache.exists()

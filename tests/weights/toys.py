@@ -61,10 +61,10 @@ def check_toy(tensors, value=1.0):
 
 
 def leftovers(cache: Path) -> list[str]:
-    """Whatever is in the cache beside conversions, pins, hashes and locks."""
+    """Whatever is in the cache beside conversions, their notes, pins, hashes and locks."""
     return [
         str(path.relative_to(cache))
         for path in cache.rglob("*")
-        if path.is_file() and path.parent.name not in ("locks", "pins", "hashes")
+        if path.is_file() and path.parent.name not in ("locks", "pins", "hashes", "notes")
         and not (path.parent == cache and path.name.endswith(f"-{LAYOUT}.safetensors"))
     ]  # fmt: skip
