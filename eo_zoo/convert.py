@@ -577,7 +577,7 @@ def export_original(
                 torch.save({chosen.wrapper: alone} if chosen.wrapper else alone, beside)
             except RuntimeError as error:  # so torch tells of a full disk
                 raise OSError(f"{output} cannot be written: {error}") from error
-            again = sharded.read(beside)
+            again = unwrapped(beside).tensors
             if set(again) != set(public) or not all(torch.equal(again[name], public[name]) for name in public):
                 raise WeightsError(f"{output}: what was read back differs from what was written")
     return plan

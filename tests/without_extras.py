@@ -61,6 +61,12 @@ def main() -> None:
         again = eo_zoo.create_model(name, weights=path, cache_dir=folder).state_dict()
         same = all(torch.equal(again[key], value) for key, value in model.state_dict().items())
         check(same, "a pickle with argparse.Namespace inside loads")
+        there = run("convert", str(path), "-o", f"{folder}/model")
+        check(there.returncode == 0, f"a checkpoint is recognised and converted: {there.stdout or there.stderr}")
+        back = run("convert", f"{folder}/model", "--export", f"{folder}/public.pth")
+        check(back.returncode == 0, f"and exported: {back.stdout or back.stderr}")
+        verified = run("verify", f"{folder}/model")
+        check(verified.returncode == 0, f"and verified: {verified.stdout or verified.stderr}")
 
     listed = run("list", "--json")
     check(
@@ -68,6 +74,7 @@ def main() -> None:
         "list",
     )
     check(run("info", "smarties_vit_base").returncode == 0, "info")
+    check(run("describe", "smarties_vit_base", "--format", "mlm").returncode == 0, "describe --format mlm")
     with tempfile.TemporaryDirectory() as folder:
         result = run("embed", "scene.tif", "-o", str(Path(folder) / "out.tif"))
         line = 'pip install "eo-zoo[geo]"'

@@ -99,10 +99,10 @@ def _leftovers(root: Path) -> Iterator[Entry]:
 def _entry(
     kind: str, path: Path, names: tuple[str, ...], *, lock: str | None = None, verified: bool | None = None
 ) -> Entry:
-    files = [path, *path.rglob("*")] if path.is_dir() else [path]
-    status = [file.stat() for file in files]
-    size = sum(one.st_size for file, one in zip(files, status, strict=True) if file.is_file())
-    used = max(max(one.st_atime, one.st_mtime) for one in status)
+    # a folder's own time of access is that of this look at it
+    status = [file.stat() for file in ([one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path])]
+    used = max((max(one.st_atime, one.st_mtime) for one in status), default=path.stat().st_mtime)
+    size = sum(one.st_size for one in status)
     return Entry(kind, path, names, size, used, verified, lock)
 
 

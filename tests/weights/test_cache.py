@@ -363,10 +363,12 @@ def test_a_local_files_conversion_is_cleared_by_either_name(full, run):
 def test_what_was_not_used_for_long_is_cleared(full, run):
     (kept,) = full.glob("w-*.safetensors")
     long_ago = time.time() - 40 * 86400
-    os.utime(kept, (long_ago, long_ago))
+    half = full / "downloads" / "toy-01234567.partial" / "toy.pth"
+    for path in (kept, half):
+        os.utime(path, (long_ago, long_ago))
     assert run("cache", "clear", "toy", "--older-than", 30)[1].startswith("removed 0 of 5")
-    assert run("cache", "clear", "--older-than", 30)[1].startswith("removed 1 of 5")
-    assert not kept.exists() and (full / "hashes" / "0123.json").exists()
+    assert run("cache", "clear", "--older-than", 30)[1].startswith("removed 2 of 5")
+    assert not kept.exists() and not half.parent.exists() and (full / "hashes" / "0123.json").exists()
 
 
 def test_damaged_weights_are_listed_and_cleared(full, run):
