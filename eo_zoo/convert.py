@@ -80,6 +80,8 @@ def open_source(path: str | Path, *, ema: bool = False) -> Source:
         opened = unwrapped(next(iter(files)), ema=ema)
         tensors, beside = opened.tensors, opened.beside
         wrappings += [*(f"under '{key}'" for key in opened.path), *(["moving average"] * opened.average)]
+    elif ema:
+        raise WeightsError(f"{path} is in shards and holds no moving average of a model's tensors beside them")
     else:
         lazy = sharded.read_files(files)
         read = lazy.reader()

@@ -62,14 +62,19 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except Refused as error:
-        raise WeightsError(f"{path} is refused: {error}") from error
+        raise WeightsError(f"{path} is refused: {_line(error)}") from error
     except WeightsError:
         raise
     except BROKEN as error:
-        first = (str(error).strip().splitlines() or [""])[0]
         raise WeightsError(
-            f"{path} cannot be read ({type(error).__name__}: {first[:200]}); download it again"
+            f"{path} cannot be read ({type(error).__name__}: {_line(error)}); download it again"
         ) from error
+
+
+def _line(error: BaseException) -> str:
+    """What an error says, in a line; it may quote the file, which may hold what moves a terminal's cursor."""
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in first)
 
 
 class _Slices:
@@ -135,7 +140,7 @@ def _entries(path: Path, content: mmap.mmap) -> dict[str, tuple[int, int]]:
     except Refused:
         raise
     except (*BROKEN, OSError) as error:
-        raise Unlisted(f"{path} is damaged or cut short ({error}); download it again") from error
+        raise Unlisted(f"{path} is damaged or cut short ({_line(error)}); download it again") from error
     entries: dict[str, tuple[int, int]] = {}
     behind = 0
     for entry in sorted(listed, key=lambda entry: entry.header_offset):

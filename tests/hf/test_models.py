@@ -25,6 +25,7 @@ from transformers import (
 
 import eo_zoo
 from eo_zoo import hf
+from eo_zoo.convert import convert
 from eo_zoo.errors import InputError, WeightsError
 from tests.hf.cases import CASES, CLASSES, DECODER
 from tests.models.families import multimae_inputs
@@ -667,3 +668,13 @@ def test_an_export_that_is_read_back_differently_is_not_kept(tmp_path, monkeypat
     with pytest.raises(WeightsError, match="what was read back differs"):
         hf.export("smarties_vit_nano", tmp_path / "nano")
     assert not list(tmp_path.iterdir())
+
+
+def test_saving_onto_a_converted_folder_leaves_nothing_that_tells_of_the_old_weights(tmp_path):
+    hf.export("smarties_vit_nano", tmp_path / "nano")
+    convert(tmp_path / "nano", tmp_path / "out", shard_size="1MB")
+    other = hf.wrap(timm.create_model("smarties_vit_nano"))
+    other.save_pretrained(tmp_path / "out")
+    assert not {"conversion.json", "model.safetensors.index.json"} & {one.name for one in (tmp_path / "out").iterdir()}
+    by_folder = eo_zoo.create_model("smarties_vit_nano", weights=tmp_path / "out").state_dict()
+    assert all(torch.equal(by_folder[name], tensor) for name, tensor in other.model.state_dict().items())

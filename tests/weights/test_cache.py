@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 
 from eo_zoo import weights
 from eo_zoo.errors import WeightsError
+from eo_zoo.weights import cache as places
 from eo_zoo.weights import inventory, stored
-from tests.weights.toys import FILE, LAYOUT, Mapping, check_toy, leftovers, load, record, toy, toy_bytes
+from tests.weights.toys import FILE, LAYOUT, REPO, Mapping, check_toy, leftovers, load, record, toy, toy_bytes
 
 
 def test_records_are_registered_once(monkeypatch):
@@ -91,6 +92,17 @@ def test_same_name_other_bytes_never_share_a_cache_file(tmp_path, cache):
     for value in (1.0, 2.0, 1.0):
         check_toy(load(tmp_path / str(value) / FILE)[0], value)
     assert len(list(cache.glob("*.safetensors"))) == 2
+
+
+def test_what_a_killed_process_fetched_goes_once_it_is_converted(tmp_path, cache, hub):
+    hub.add(REPO, FILE, toy_bytes(tmp_path))
+    _, origin = load(record())
+    downloads = [places.settled(cache, record(), origin.sha256), places.workspace(cache, record()) / "toy.json"]
+    for path in downloads:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    check_toy(load(record())[0])
+    assert leftovers(cache) == [] and not downloads[1].parent.exists()
 
 
 def test_a_cache_file_of_another_hash_is_not_believed(tmp_path, cache):
