@@ -25,14 +25,15 @@ from eo_zoo import publish, registry, weights
 from eo_zoo.errors import InputError, WeightsError, nearest
 from eo_zoo.files import making, replacing, require_new
 from eo_zoo.models._build import StrictLoading
+from eo_zoo.terrasense import MODEL_TYPES
 from eo_zoo.version import __version__
 from eo_zoo.weights import cache, lora, sharded, stored, zero
 from eo_zoo.weights.checkpoint import check_fit, some, unwrapped
 from eo_zoo.weights.plan import Layout, Move, Plan
+from eo_zoo.weights.sharded import MANIFEST
 from eo_zoo.weights.sound import require_sound
 from eo_zoo.weights.wrappings import plain_names
 
-MANIFEST = "conversion.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OWN = "eo_zoo"  # the layout of our names
 TERRASENSE = "terrasense"
@@ -110,18 +111,6 @@ def _object(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     return dict(found)
 
 
-def _records(sha256: str, source: Source) -> list[weights.Record]:
-    """The published weight sets whose file this is, by its hash."""
-    root, found = cache.cache_root(), []
-    for record in weights.RECORDS.values():
-        if record.md5 and record.size == source.size and len(source.files) == 1:
-            same = cache.digest(source.files[0], "md5") == record.md5
-        else:
-            same = cache.known_hash(root, record) == (sha256, True)
-        found += [record] * same
-    return found
-
-
 # ------------------------------------------------------------------------------------------- what it is
 
 
@@ -187,7 +176,7 @@ def identify(
         raise InputError(f"{source.path} holds {' and '.join(held)}: choose one by part (--part {held[0]})")
     failures: list[InputError] = []
     for cls, name, own in options:
-        fitting = [one for one in records if one.layout == cls.layout and _tag_fits(one, name)]
+        fitting = [one for one in records if _is_of(one, cls.layout, name)]
         try:
             return _described(source, cls, plans[cls], name, own, fitting, dict(arguments or {}), family)
         except InputError as error:
@@ -200,9 +189,9 @@ class _Sizeless(WeightsError):
     """There is no model of these sizes in a family."""
 
 
-def _tag_fits(record: weights.Record, part: str) -> bool:
+def _is_of(record: weights.Record, layout: str, part: str) -> bool:
     tag = record.name.partition(".")[2]
-    return not part or tag not in ("student", "teacher") or tag == part
+    return record.layout == layout and (not part or tag not in ("student", "teacher") or tag == part)
 
 
 def _strange(plans: Mapping[type[StrictLoading], Plan], records: Sequence[weights.Record]) -> WeightsError:
@@ -432,21 +421,22 @@ def convert(
         hashing = beside.submit(lambda: cache.together([cache.digest(file) for file in opened.files]))
         checking = beside.submit(require_sound, opened.tensors, str(source))
         sha256 = hashing.result()
-        published = _records(sha256, opened)
-        records = [registry.get_record(model)] if model else published
+        published = weights.published(opened.files[0], sha256) if len(opened.files) == 1 else {}
+        records = [registry.get_record(name) for name in ([model] if model else published)]
         if part is None and model and model.endswith((".student", ".teacher")):
             part = model.partition(".")[2]
         found = identify(opened, family=family, records=records, part=part, arguments=arguments)
         checking.result()
-    record = next((one for one in published if one.layout == found.model.layout), None)
-    name = record.name if record else None
+    name = next((name for name in published if _is_of(weights.RECORDS[name], found.model.layout, found.part)), None)
     if push_to_hub is not None:
-        publish.require_redistributable(found.model, own_weights=own_weights and record is None)
-    found.model.weights_origin = weights.Origin(name, str(opened.path), sha256, verified=record is not None)
+        publish.require_redistributable(found.model, own_weights=own_weights and name is None)
+    found.model.weights_origin = weights.Origin(
+        name, str(opened.path), sha256, verified=published.get(name or "", False)
+    )
     lazy = sharded.held(found.tensors)
     if dtype is not None:
         lazy = lazy.to(DTYPES[dtype])
-    facts = _facts(opened, found, lazy, sha256, record)
+    facts = _facts(opened, found, lazy, sha256, name)
     if output is None:
         return Conversion(facts, _summary(facts))
     with making(Path(output)) as folder:
@@ -474,22 +464,20 @@ def _is_vision_language(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     kind = str(_json(folder / "config.json").get("model_type"))
-    return (folder / lora.CONFIG).is_file() or zero.find_zero(folder) is not None or kind.startswith("qwen")
+    return (folder / lora.CONFIG).is_file() or zero.find_zero(folder) is not None or kind in MODEL_TYPES
 
 
-def _facts(
-    source: Source, found: Found, lazy: sharded.LazyTensors, sha256: str, record: weights.Record | None
-) -> dict[str, Any]:
+def _facts(source: Source, found: Found, lazy: sharded.LazyTensors, sha256: str, record: str | None) -> dict[str, Any]:
     return {
         "eo_zoo": __version__,
-        "name": record.name if record else found.architecture,
+        "name": record or found.architecture,
         "arguments": dict(found.model.model_args),
         "layout": found.plan.layout,
         "part": found.part,
         "source": {
             "sha256": sha256,
             "bytes": source.size,
-            "record": record.name if record else None,
+            "record": record,
             "wrappings": list(source.wrappings),
             "beside": list(source.beside),
         },

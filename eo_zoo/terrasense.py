@@ -6,6 +6,7 @@ from eo_zoo.models.mars import RGB
 from eo_zoo.weights import Record
 
 OFFICIAL = "TerraSense-CASM/TerraSense-Base"
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # one of which config.json names
 RECORD = Record(
     name="terrasense_base",
     title="TerraSense-Base, a vision-language model of 8 B parameters",

@@ -18,13 +18,12 @@ from eo_zoo import registry, weights
 from eo_zoo.errors import InputError, MissingExtra, WeightsError
 from eo_zoo.models import golden
 from eo_zoo.progress import progress_bar
+from eo_zoo.terrasense import MODEL_TYPES
 from eo_zoo.weights import cache, inventory, sharded, sources, stored
 from eo_zoo.weights.sound import require_sound
 
 #: Of the weights that come with the package: what `eo-zoo verify NAME --json` gives as "output".
 GOLDENS = sources.DATA / "goldens.json"
-CONVERSION = "conversion.json"  # what eo-zoo convert writes of a folder's files
-VLM = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # model types of folders of TerraSense
 
 
 @dataclass
@@ -223,20 +222,13 @@ def _pin(finding: Finding) -> None:
 def _file(root: Path, finding: Finding) -> None:
     """Any checkpoint: against what is known of published files, if it is one of them."""
     finding.sha256 = cache.digest(finding.path)
-    names = [name for name, record in weights.RECORDS.items() if _is_of(root, record, finding)]
+    names = list(weights.published(finding.path, finding.sha256, cache_dir=root))
     finding.hash = f"of {' and '.join(names)}" if names else "nothing to compare it with"
     tensors = weights.read(finding.path)
     _sound(finding, tensors)
     model = _filled(finding, golden.build(names[0]), tensors) if names else _identified(finding)
     if model is not None:
         _compare(finding, model, None)
-
-
-def _is_of(root: Path, record: weights.Record, finding: Finding) -> bool:
-    """Whether a file is that of a weight set, by its SHA-256 or, where its publisher states that alone, its md5."""
-    if record.md5 and record.size == finding.size and cache.digest(finding.path, "md5") == record.md5:
-        return True
-    return _known(root, record) == finding.sha256
 
 
 def _known(root: Path, record: weights.Record) -> str | None:
@@ -254,7 +246,7 @@ def _folder_job(folder: Path) -> _Job:
     if not config.is_file():
         raise InputError(f"{folder} has no config.json: expected the folder of a model, as eo-zoo convert makes it")
     facts = sharded.read_json(config)
-    vlm = facts.get("model_type") in VLM
+    vlm = facts.get("model_type") in MODEL_TYPES
     if not vlm and facts.get("architecture") not in registry.list_models():
         raise InputError(f"{config} is of the architecture {facts.get('architecture')!r}, which is none of eo_zoo's")
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
@@ -297,7 +289,7 @@ def _fits_config(folder: Path) -> tuple[sharded.LazyTensors, str]:
 
 def _hashes(finding: Finding) -> None:
     """Compare a folder's files with what was noted when it was converted."""
-    path = finding.path / CONVERSION
+    path = finding.path / sharded.MANIFEST
     if not path.is_file():
         finding.hash = "nothing to compare it with"
         return

@@ -28,7 +28,7 @@ from eo_zoo.files import making, require_new
 from eo_zoo.version import __version__
 from eo_zoo.vlm.engine import FACTORS
 from eo_zoo.weights import checkpoint, lora, zero
-from eo_zoo.weights.sharded import LazyTensors, has_weights, read_folder, read_json, split, write_folder
+from eo_zoo.weights.sharded import MANIFEST, LazyTensors, has_weights, read_folder, read_json, split, write_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
@@ -156,7 +156,7 @@ def convert(
         (folder / "config.json").write_text(json.dumps(checked.config, indent=2) + "\n", encoding="utf-8")
         files = {name: {"sha256": sha256, "bytes": (folder / name).stat().st_size} for name, sha256 in hashes.items()}
         manifest = json.dumps({**checked.manifest, "files": files}, indent=1) + "\n"
-        (folder / "conversion.json").write_text(manifest, encoding="utf-8")
+        (folder / MANIFEST).write_text(manifest, encoding="utf-8")
     return checked
 
 

@@ -35,7 +35,7 @@ from eo_zoo.weights.sound import require_sound
 
 __all__ = [
     "RECORDS", "UNPUBLISHED", "Origin", "Record", "Task", "cache_root", "check_fit", "given", "hosted", "is_cached",
-    "load", "pinned", "read", "register", "require_published",
+    "load", "pinned", "published", "read", "register", "require_published",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -218,6 +218,24 @@ def hosted(
         licence=licence,
         revision=commit[1] if commit else revision or "main",
     )
+
+
+def published(path: Path, sha256: str, *, cache_dir: str | Path | None = None) -> dict[str, bool]:
+    """The weight sets whose official file this is, and whether a publisher states it: by its SHA-256, of a record or
+    pinned here, or by an md5 that is stated alone.
+    """
+    root, size, found = cache_root(cache_dir), path.stat().st_size, {}
+    for name, record in RECORDS.items():
+        if record.md5 and record.size == size and cache.digest(path, "md5") == record.md5:
+            found[name] = True
+            continue
+        try:
+            known, stated = cache.known_hash(root, record)
+        except WeightsError:  # a damaged pin
+            continue
+        if known == sha256:
+            found[name] = stated
+    return found
 
 
 def require_published(record: Record) -> None:

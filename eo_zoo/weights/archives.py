@@ -1,7 +1,7 @@
 """Files of torch.save: where their pickles and storages lie, in zip archives and in the format before torch 1.6.
 
-All storages are slices of one private mapping of the file: pages of it until they are written to, and writing never
-reaches the file.
+Storages are slices of one private mapping of the file, if they lie on multiples of 8 bytes, as today's releases of
+torch write them: pages of it until they are written to, and writing never reaches the file. Others are read.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import UntypedStorage
 
 from eo_zoo.errors import WeightsError
@@ -81,9 +82,8 @@ class _Slices:
     """Storages of a file by their name."""
 
     def __init__(self, path: Path, places: dict[str, tuple[int, int]]) -> None:
-        size = path.stat().st_size
-        self.whole = UntypedStorage.from_file(str(path), False, size)
-        self.places = places
+        self.path, self.places = path, places
+        self.whole = UntypedStorage.from_file(str(path), False, path.stat().st_size)
         self.found: dict[str, UntypedStorage] = {}
 
     def __call__(self, key: str, size: int) -> UntypedStorage:
@@ -93,9 +93,16 @@ class _Slices:
         if size > held:
             raise Refused(f"its storage {key[:80]} has {held:,} bytes, and is said to have {size:,}")
         if key not in self.found:
-            found = self.whole[start : start + held] if held else UntypedStorage(0)
-            self.found[key] = found.clone() if start % 8 else found  # values lie on multiples of their size
+            # Values lie on multiples of their size: those that do not are read, the others mapped.
+            self.found[key] = self.read(start, held) if start % 8 or not held else self.whole[start : start + held]
         return self.found[key]
+
+    def read(self, start: int, size: int) -> UntypedStorage:
+        data = torch.empty(size, dtype=torch.uint8)
+        with self.path.open("rb") as file:
+            file.seek(start)
+            file.readinto(data.numpy())
+        return data.untyped_storage()
 
 
 # ----------------------------------------------------------------------------------------------- archives

@@ -19,6 +19,7 @@ from eo_zoo.weights.wrappings import plain_names
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"  # transformers' names for one file of weights
 INDEX = ".index.json"  # what its index of several adds
+MANIFEST = "conversion.json"  # what a conversion says of each tensor, and its files' hashes
 Reader = Callable[[str], Tensor]
 
 
