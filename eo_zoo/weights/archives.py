@@ -30,7 +30,8 @@ ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 LEGACY_PROTOCOL = 1001
 STORED = re.compile(rb"PK\x03\x04.{22}(..)..[^/]{1,200}/data/", re.DOTALL)  # the entry of a storage
-MAX_INDEX = 16_000_000  # bytes of an archive's list of entries; of a cut one that are searched for its list of tensors
+MAX_LIST = 8_000_000  # bytes of an archive's list of entries: 100,000 of them
+MAX_INDEX = 16_000_000  # bytes of a cut archive that are searched for its list of tensors
 MAX_END = 70_000  # bytes behind that list: its records, and a comment
 MAX_VERSION = 10  # of the archive's layout, that torch reads; it writes 3
 
@@ -101,7 +102,7 @@ class _Slices:
         data = torch.empty(size, dtype=torch.uint8)
         with self.path.open("rb") as file:
             file.seek(start)
-            file.readinto(data.numpy())
+            file.readinto(data.numpy().data)
         return data.untyped_storage()
 
 
@@ -130,7 +131,8 @@ def _load_archive(path: Path, content: mmap.mmap) -> object:
     if not re.fullmatch("[0-9]{1,2}", version) or not 1 <= int(version) <= MAX_VERSION:
         raise Refused(f"its format is of version {version!r}; expected 1 to {MAX_VERSION}")
     start, size = entries[f"{root}/data.pkl"]
-    places = {name.removeprefix(f"{root}/data/"): place for name, place in entries.items()}
+    data = f"{root}/data/"
+    places = {name.removeprefix(data): place for name, place in entries.items() if name.startswith(data)}
     return pickles.load(io.BytesIO(content[start : start + size]), _Slices(path, places), size=len(content))
 
 
@@ -140,7 +142,7 @@ def _entries(path: Path, content: mmap.mmap) -> dict[str, tuple[int, int]]:
         # Reading a long list takes minutes: its length is in one of the last records.
         tail = content[-MAX_END:]
         for end in re.finditer(rb"PK(\x05\x06.{8}(.{4})|\x06\x06.{36}(.{8}))", tail, re.DOTALL):
-            if int.from_bytes(end[2] or end[3], "little") > MAX_INDEX:
+            if int.from_bytes(end[2] or end[3], "little") > MAX_LIST:
                 raise Refused("it lists more entries than any checkpoint has")
         with zipfile.ZipFile(path) as archive:
             listed = archive.infolist()

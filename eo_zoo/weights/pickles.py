@@ -221,12 +221,15 @@ class _Machine:
                 raise Refused(f"it makes a parameter of a {type(arguments[0]).__name__}")
             return arguments[0]
         if function.name == "torch.Size":
-            return arguments[0] if isinstance(arguments[0], tuple) else tuple(_extend([], arguments[0]))
+            if not isinstance(arguments[0], tuple | list) or len(arguments[0]) > MAX_DIMENSIONS:
+                raise Refused(f"it makes a shape of a {type(arguments[0]).__name__}, or of too many dimensions")
+            return tuple(arguments[0])
         return {} if function.name in DICTS else Inert()
 
     def storage(self, identity: Any) -> Stored:
         """The storage of ("storage", class, key, device, number of values[, None])."""
-        if not isinstance(identity, tuple) or len(identity) < 5 or identity[0] != "storage" or any(identity[5:]):
+        plain = isinstance(identity, tuple) and 5 <= len(identity) <= 6 and identity[0] == "storage"
+        if not plain or any(identity[5:]):
             raise Refused("it refers to something outside that is no storage")
         kind, key, _, count = identity[1:5]
         dtype = STORAGES.get(kind.name) if isinstance(kind, Named) else None
@@ -288,6 +291,7 @@ def _set(container: Any, items: list[Any]) -> None:
     if not isinstance(container, dict) or len(items) % 2:
         raise Refused(f"it sets items of a {type(container).__name__}")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Tuples in tuples, each twice in the next, have a hash that takes for ever; nobody reads them here.
-        if isinstance(key, str | int | float | None):
+        # Tuples in tuples, each twice in the next, have a hash that takes for ever, and numbers may be chosen to have
+        # all the same; nobody reads them here.
+        if isinstance(key, str | float | None) or (isinstance(key, int) and abs(key) < MAX_COUNT):
             container[key] = value

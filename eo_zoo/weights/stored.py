@@ -18,7 +18,7 @@ from torch import Tensor
 
 from eo_zoo.errors import WeightsError
 
-PIECE = 1 << 25  # bytes that are written at a time
+PIECE = 1 << 19  # bytes that are written at a time: they stay in the processor's cache
 MAX_HEADER = 25_000_000  # bytes, of some 150,000 tensors; JSON takes thirty times as much memory
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",

@@ -7,6 +7,8 @@ other. Stages 1 and 2 put all parameters one after the other and cut the whole.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -176,15 +178,24 @@ def _flat(tensors: Sequence[Any], path: Path) -> list[Tensor]:
 
 def _thirds(shapes: Shapes, processes: Sequence[Pieces], where: Path) -> dict[str, Assembly]:
     """Parameters as stage 3 cuts them, from what each process holds."""
+    shares = {name: -(-math.prod(shape) // len(processes)) for name, shape in shapes.items()}
+    ends = [list(itertools.accumulate(piece.numel() for piece in pieces)) for pieces in processes]
+    held, expected = [end[-1] for end in ends], sum(shares.values())
+    if any(count != expected for count in held):
+        raise WeightsError(f"{where}: the processes hold {held} values of the parameters, expected {expected} each")
     start, made = 0, {}
-    for name, shape in shapes.items():
-        share = -(-math.prod(shape) // len(processes))
-        made[name] = _joined(shape, [(pieces, start, start + share) for pieces in processes])
+    for name, share in shares.items():
+        cuts = [_near(pieces, end, start, start + share) for pieces, end in zip(processes, ends, strict=True)]
+        made[name] = _joined(shapes[name], cuts)
         start += share
-    held = [sum(piece.numel() for piece in pieces) for pieces in processes]
-    if any(count != start for count in held):
-        raise WeightsError(f"{where}: the processes hold {held} values of the parameters, expected {start} each")
     return made
+
+
+def _near(pieces: Pieces, ends: Sequence[int], start: int, stop: int) -> tuple[Pieces, int, int]:
+    """Those of many pieces that hold a stretch, and where in them it is; ``ends`` are those of the pieces."""
+    first = bisect.bisect_right(ends, start)
+    before = ends[first - 1] if first else 0
+    return pieces[first : bisect.bisect_left(ends, stop) + 1], start - before, stop - before
 
 
 def _seconds(shapes: Shapes, pieces: Pieces, where: Path) -> dict[str, Assembly]:

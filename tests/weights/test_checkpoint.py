@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from eo_zoo import weights
 from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.weights import stored
-from tests.weights.toys import toy, toy_bytes
+from tests.weights.toys import load, toy, toy_bytes
 
 
 def same(found, expected):
