@@ -565,7 +565,7 @@ def export_original(
             alone = {name: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for name, t in public.items()}
             try:
                 with beside.open("wb") as file:  # of a path torch would write the name into it
-                torch.save({chosen.wrapper: alone} if chosen.wrapper else alone, file)
+                    torch.save({chosen.wrapper: alone} if chosen.wrapper else alone, file)
             except RuntimeError as error:  # so torch tells of a full disk
                 raise OSError(f"{output} cannot be written: {error}") from error
             again = unwrapped(beside).tensors

@@ -20,7 +20,6 @@ from eo_zoo.errors import WeightsError
 from eo_zoo.train.multimae import pretraining_model
 from tests.hub_server import HubServer
 from tests.models.multimae import TINY, official, save
-from tests.weights.test_checkpoint import Hostile
 
 ROOT = Path(__file__).parents[2]
 SOURCE = weights.RECORDS["multimae_eo_base.pretrain"].source
@@ -50,7 +49,12 @@ def test_of_the_published_layout_the_model_alone_is_read(tmp_path, zipped):
 @pytest.mark.parametrize("where", ["args", "optimizer", "loss_balancer", "scaler", "epoch"])
 def test_a_hostile_object_anywhere_in_it_is_refused_and_not_run(tmp_path, where):
     canary = tmp_path / "canary"
-    evil = Hostile(os.makedirs, str(canary))
+
+    class Evil:
+        def __reduce__(self):
+            return os.makedirs, (str(canary),)
+
+    evil = Evil()
     inside = {"args": argparse.Namespace(output_dir=evil), "epoch": evil}.get(where, {"state": evil})
     path = save(official("tiny"), tmp_path / "checkpoint-999.pth", **{where: inside})
     with pytest.raises(WeightsError, match=r"it asks to run `os.makedirs`; nothing was executed"):
