@@ -99,6 +99,10 @@ def open_source(path: str | Path, *, ema: bool = False) -> Source:
     return Source(path, tuple(files), named, tuple(wrappings), beside, config, manifest)
 
 
+def _sha256(path: Path) -> str:
+    return cache.together([cache.digest(file) for file in sharded.files_of(path)])
+
+
 def _json(path: Path) -> dict[str, Any]:
     return sharded.read_json(path) if path.is_file() else {}
 
@@ -416,9 +420,9 @@ def convert(
         return Conversion(checked.manifest, checked.summary)
     if base is not None:
         raise InputError(f"a base is of TerraSense's adapters, which {source} is none of: leave it out")
-    opened = open_source(source, ema=ema)
     with ThreadPoolExecutor(2) as beside:  # both leave the interpreter's lock
-        hashing = beside.submit(lambda: cache.together([cache.digest(file) for file in opened.files]))
+        hashing = beside.submit(_sha256, Path(source).expanduser())
+        opened = open_source(source, ema=ema)
         checking = beside.submit(require_sound, opened.tensors, str(source))
         sha256 = hashing.result()
         published = weights.published(opened.files[0], sha256) if len(opened.files) == 1 else {}

@@ -19,6 +19,7 @@ from torch import Tensor
 from eo_zoo.errors import WeightsError
 
 PIECE = 1 << 19  # bytes that are written at a time: they stay in the processor's cache
+SYNC = 1 << 26  # bytes that are brought to the disk at a time
 MAX_HEADER = 25_000_000  # bytes, of some 150,000 tensors; JSON takes thirty times as much memory
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -147,14 +148,20 @@ def save(
     sha256 = hashlib.sha256()
     start = len(encoded).to_bytes(8, "little") + encoded
     stretches = (piece for name in names for piece in _pieces(tensors[name] if values is None else values(name)))
-    # Hashing leaves the interpreter's lock: one piece is hashed while the next one is read and written.
-    with path.open("wb") as file, ThreadPoolExecutor(1) as hasher:
-        hashed = hasher.submit(sha256.update, start)
+    # Both leave the interpreter's lock: hashing a piece while the next one is read and written, and bringing to disk
+    # what has been written so far.
+    with path.open("wb") as file, ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as syncer:
+        hashed, synced, waiting = hasher.submit(sha256.update, start), syncer.submit(lambda: None), 0
         file.write(start)
         for piece in stretches:
             file.write(piece)
             hashed.result()
             hashed = hasher.submit(sha256.update, piece)
+            waiting += len(piece)
+            if waiting >= SYNC and synced.done():
+                synced.result()
+                synced, waiting = syncer.submit(os.fsync, file.fileno()), 0
+        synced.result()
         file.flush()
         os.fsync(file.fileno())
     return sha256.hexdigest()

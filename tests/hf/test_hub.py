@@ -354,8 +354,10 @@ def test_a_folder_without_its_files(tmp_path, folder):
     with pytest.raises(InputError, match=r"config.json is not there: expected a folder that save_pretrained wrote"):
         hf.SmartiesModel.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02")
     with pytest.raises(InputError, match=r"holds no model.safetensors: expected a folder that save_pretrained wrote"):
+        hf.SmartiesModel.from_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02")
+    with pytest.raises(WeightsError, match="a plain pickle"):
         hf.SmartiesModel.from_pretrained(tmp_path)
 
 
