@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-out = Console()
-err = Console(stderr=True)
+out = Console(emoji=False)  # ":x:" in a path or message is no picture
+err = Console(stderr=True, emoji=False)
 
 
 def json_text(value: Any) -> str:

@@ -99,10 +99,6 @@ def open_source(path: str | Path, *, ema: bool = False) -> Source:
     return Source(path, tuple(files), named, tuple(wrappings), beside, config, manifest)
 
 
-def _sha256(path: Path) -> str:
-    return cache.together([cache.digest(file) for file in sharded.files_of(path)])
-
-
 def _json(path: Path) -> dict[str, Any]:
     return sharded.read_json(path) if path.is_file() else {}
 
@@ -421,10 +417,10 @@ def convert(
     if base is not None:
         raise InputError(f"a base is of TerraSense's adapters, which {source} is none of: leave it out")
     with ThreadPoolExecutor(2) as beside:  # both leave the interpreter's lock
-        hashing = beside.submit(_sha256, Path(source).expanduser())
+        hashing = beside.submit(sharded.hashes, Path(source).expanduser())
         opened = open_source(source, ema=ema)
         checking = beside.submit(require_sound, opened.tensors, str(source))
-        sha256 = hashing.result()
+        sha256 = cache.together(list(hashing.result().values()))
         published = weights.published(opened.files[0], sha256) if len(opened.files) == 1 else {}
         records = [registry.get_record(name) for name in ([model] if model else published)]
         if part is None and model and model.endswith((".student", ".teacher")):
@@ -546,6 +542,7 @@ def export_original(
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists: give another name, or overwrite it (--overwrite)")
     opened = open_source(source, ema=ema)
+    sharded.hashes(opened.path)
     found = identify(opened, family=family, part=part, arguments=arguments)
     part = found.part or str(opened.manifest.get("part") or "")
     added = opened.manifest.get("added")

@@ -154,7 +154,7 @@ def _bundled(record: weights.Record, finding: Finding) -> None:
         raise WeightsError(f"{finding.path} is missing: install eo-zoo again")
     finding.sha256 = cache.digest(finding.path)
     if finding.sha256 != record.sha256:
-        raise WeightsError(_differs(finding.path, finding.sha256, record.sha256, "install eo-zoo again"))
+        raise WeightsError(cache.differs(finding.path, finding.sha256, record.sha256, "install eo-zoo again"))
     finding.hash = "as published"
     tensors = weights.read(finding.path)
     _sound(finding, tensors)
@@ -174,7 +174,7 @@ def _conversion(root: Path, finding: Finding) -> None:
         raise WeightsError(f"{path} has {finding.size:,} bytes, expected {note['bytes']:,}: cut short; {remedy}")
     finding.sha256 = cache.digest(path)
     if finding.sha256 != note["sha256"]:
-        raise WeightsError(_differs(path, finding.sha256, note["sha256"], remedy))
+        raise WeightsError(cache.differs(path, finding.sha256, note["sha256"], remedy))
     finding.hash = "as written"
     tensors = weights.read(path)
     _sound(finding, tensors)
@@ -202,7 +202,7 @@ def _download(root: Path, finding: Finding) -> None:
     finding.sha256 = cache.digest(path)
     if expected is None or not finding.sha256.startswith(expected):
         raise WeightsError(
-            _differs(path, finding.sha256, expected, f"remove it by `eo-zoo cache clear {finding.name}`")
+            cache.differs(path, finding.sha256, expected, f"remove it by `eo-zoo cache clear {finding.name}`")
         )
     finding.hash = "as it came"
     finding.notes.append("not converted yet: that is done and checked when it is loaded")
@@ -289,29 +289,13 @@ def _fits_config(folder: Path) -> tuple[sharded.LazyTensors, str]:
 
 def _hashes(finding: Finding) -> None:
     """Compare a folder's files with what was noted when it was converted."""
-    path = finding.path / sharded.MANIFEST
-    if not path.is_file():
-        finding.hash = "nothing to compare it with"
-        return
-    files = sharded.read_json(path).get("files")
-    if not isinstance(files, dict) or not files:
-        raise WeightsError(f"{path} is damaged: it lists no files; convert again")
-    for name, facts in files.items():
-        file = finding.path / name
-        if not sharded.is_plain(name) or not file.is_file():
-            raise WeightsError(f"{file} is missing, and {path} lists it: convert again")
-        found, expected = cache.digest(file), facts.get("sha256") if isinstance(facts, dict) else None
-        if found != expected:
-            raise WeightsError(_differs(file, found, expected, "convert again"))
-        finding.sha256 = found if len(files) == 1 else None
-    finding.hash = "as converted"
+    noted = (finding.path / sharded.MANIFEST).is_file()
+    found = list(sharded.hashes(finding.path).values())
+    finding.hash = "as converted" if noted else "nothing to compare it with"
+    finding.sha256 = found[0] if len(found) == 1 else None
 
 
 # ------------------------------------------------------------------------------------------- single checks
-
-
-def _differs(path: Path, found: str, expected: str | None, remedy: str) -> str:
-    return f"{path} has the SHA-256 {found}, expected {expected}: damaged, or changed since it was written; {remedy}"
 
 
 def _sound(finding: Finding, tensors: dict[str, Tensor]) -> None:

@@ -232,6 +232,11 @@ def together(hashes: Sequence[str]) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
+def differs(path: Path, found: str, expected: str | None, remedy: str) -> str:
+    """The sentence for a file whose bytes are not what they were."""
+    return f"{path} has the SHA-256 {found}, expected {expected}: damaged, or changed since it was written; {remedy}"
+
+
 def remembered_digest(root: Path, path: Path) -> str:
     """The SHA-256 of a local file, not computed again while its size, times and inode stay the same.
 

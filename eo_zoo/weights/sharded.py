@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eo_zoo.errors import InputError, WeightsError
 from eo_zoo.progress import progress_bar
-from eo_zoo.weights import checkpoint, stored
+from eo_zoo.weights import cache, checkpoint, stored
 from eo_zoo.weights.wrappings import plain_names
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"  # transformers' names for one file of weights
@@ -124,6 +124,29 @@ def files_of(path: Path) -> dict[Path, set[str] | None]:
     if shards:
         raise WeightsError(f"{path} has shards such as {min(shards)}, but no {SAFETENSORS}{INDEX} or {TORCH}{INDEX}")
     raise InputError(f"the folder {path} holds no weights: expected {SAFETENSORS}, {TORCH}, or shards with their index")
+
+
+def hashes(path: Path) -> dict[Path, str]:
+    """The SHA-256 of each file of a checkpoint, and of those that a folder's manifest lists.
+
+    Raises:
+        InputError: there are no weights.
+        WeightsError: a file is missing, or is not what the manifest noted when it was written.
+    """
+    note = path / MANIFEST
+    noted = read_json(note).get("files") if path.is_dir() and note.is_file() else {}
+    if not isinstance(noted, dict) or (note.is_file() and not noted):
+        raise WeightsError(f"{note} is damaged: it lists no files; convert again")
+    for name in noted:
+        if not is_plain(name) or not (path / name).is_file():
+            raise WeightsError(f"{path / name} is missing, and {note} lists it: convert again")
+    found = {}
+    for file in dict.fromkeys([*files_of(path), *(path / name for name in noted)]):
+        found[file], facts = cache.digest(file), noted.get(file.name)
+        expected = facts.get("sha256") if isinstance(facts, dict) else None
+        if noted and found[file] != expected:
+            raise WeightsError(cache.differs(file, found[file], expected, "convert again"))
+    return found
 
 
 def read_folder(folder: Path) -> LazyTensors:
