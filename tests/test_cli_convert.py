@@ -119,7 +119,7 @@ def test_terrasense(run, qwen, tmp_path):
         data = (tmp_path / "made" / name).read_bytes()
         assert one["bytes"] == len(data) and one["sha256"] == hashlib.sha256(data).hexdigest()
     assert len(told["files"]) > 2
-    model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "made")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "made", dtype="auto")
     assert model.dtype == torch.bfloat16
     assert run("convert", qwen, "--check", "--family", "terrasense")[0] == 0
 

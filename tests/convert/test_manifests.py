@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,13 @@ from tests.convert.originals import ORIGINALS, Original
 from tests.procedural import PARITY
 
 FATES = {"same", "renamed", "stacked", "joined", "reshaped"}
+
+
+@pytest.fixture(autouse=True)
+def _room(tmp_path):
+    """All rows together would leave some 30 GB."""
+    yield
+    shutil.rmtree(tmp_path)
 
 
 def check_record(folder: Path, tensors: dict[str, Tensor], source: Path, original: Original) -> dict:

@@ -137,14 +137,15 @@ def test_what_may_not_be_hosted_elsewhere_is_not_pushed(family, hub, tmp_path):
 @pytest.mark.parametrize("family", ["smarties", "anysat"])
 def test_what_is_pushed_is_the_folder(family, hub, tmp_path):
     path, asked = put(family, tmp_path)
-    convert(path, tmp_path / "made", push_to_hub="me/x", **asked)
+    name = f"me/{family}"
+    convert(path, tmp_path / "made", push_to_hub=name, **asked)
     files = {name: file.data for (_, name), file in hub.files.items()}
     here = {one.name: one.read_bytes() for one in (tmp_path / "made").iterdir()}
     assert files.keys() == here.keys()
     assert all(files[name] == data for name, data in here.items() if name != "README.md")
     card = files["README.md"].decode()
-    assert "license: " in card and 'from_pretrained("me/x")' in card and "of its own" in card
-    again = AutoModel.from_pretrained("me/x").eval().model
+    assert "license: " in card and f'from_pretrained("{name}")' in card and "of its own" in card
+    again = AutoModel.from_pretrained(name).eval().model
     tensors = load_file(tmp_path / "made" / "model.safetensors")
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in again.state_dict().items())
     assert family != "anysat" or set(again.inputs) == set(INPUTS)
