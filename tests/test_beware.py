@@ -187,6 +187,7 @@ def test_a_block(kind, code, after, given, here, caplog, run):
     caplog.set_level(logging.INFO, logger="eo_zoo")
     caplog.clear()
     anysat._say_flash.cache_clear()
+    anysat._warn_many.cache_clear()
     said = dict(in_python(code, dict(given), caplog) if kind == "python" else on_the_command_line(code, run))
     for verdict, sentence in quoted:
         if verdict in TOLD:
