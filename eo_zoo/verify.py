@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eo_zoo import registry, weights
 from eo_zoo.errors import InputError, MissingExtra, WeightsError
+from eo_zoo.identify import identify, open_source
 from eo_zoo.models import golden
 from eo_zoo.progress import progress_bar
 from eo_zoo.terrasense import MODEL_TYPES
@@ -312,10 +313,8 @@ def _filled(finding: Finding, model: Any, tensors: dict[str, Tensor]) -> Any:
 
 def _identified(finding: Finding) -> Any:
     """The model that a file of unknown origin is of, filled with it; None where that cannot be told."""
-    from eo_zoo import convert  # which imports transformers' classes
-
     try:
-        found = convert.identify(convert.open_source(finding.path))
+        found = identify(open_source(finding.path))
     except WeightsError:
         raise
     except InputError as error:

@@ -10,8 +10,9 @@ import torch
 
 import eo_zoo
 from eo_zoo import hf
-from eo_zoo.convert import Source, convert, identify
+from eo_zoo.convert import convert
 from eo_zoo.errors import InputError
+from eo_zoo.identify import Source, identify
 from eo_zoo.train.anysat import AnySatPretraining
 from eo_zoo.train.mars import MarsPretraining
 from eo_zoo.train.multimae import pretraining_model

@@ -15,8 +15,9 @@ import torch
 
 import eo_zoo
 from eo_zoo import hf
-from eo_zoo.convert import convert, export_original, open_source
+from eo_zoo.convert import convert, export_original
 from eo_zoo.errors import InputError, WeightsError
+from eo_zoo.identify import open_source
 from eo_zoo.weights import stored
 from tests.convert.originals import model_of, public_of, said
 

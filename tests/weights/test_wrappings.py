@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from eo_zoo.convert import Source, convert, open_source
+from eo_zoo.convert import convert
 from eo_zoo.errors import WeightsError
+from eo_zoo.identify import Source, open_source
 from eo_zoo.weights import wrappings
 from tests.convert.originals import SMALL, model_of, public_of, said, state_of
 
