@@ -30,7 +30,6 @@ from eo_zoo.weights.plan import Layout, Plan
 from eo_zoo.weights.sharded import MANIFEST
 from eo_zoo.weights.sound import require_sound
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TERRASENSE = "terrasense"
 
 
@@ -107,8 +106,7 @@ def convert(
     >>> convert(f"{folder}/nano", f"{folder}/half", dtype="bfloat16").facts["name"]
     'smarties_vit_nano'
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"the type {dtype!r} is none of {', '.join(DTYPES)}")
+    sharded.require_float(dtype)
     if output is not None:
         require_new(Path(output))
     elif push_to_hub is not None:
@@ -144,7 +142,7 @@ def convert(
     )
     lazy = sharded.held(found.tensors)
     if dtype is not None:
-        lazy = lazy.to(DTYPES[dtype])
+        lazy = lazy.to(sharded.FLOATS[dtype])
     facts = _facts(opened, found, lazy, sha256, name)
     if output is None:
         return Conversion(facts, _summary(facts))

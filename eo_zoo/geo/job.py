@@ -25,10 +25,10 @@ from eo_zoo.geo.scene import Grid, Scene
 from eo_zoo.geo.series import Series
 from eo_zoo.geo.stream import Encode, Opened, Raster
 from eo_zoo.version import __version__
+from eo_zoo.weights.sharded import FLOATS
 
 _logger = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU = torch.device("cpu")
 MOSTLY = 0.5  # share of clipped values in a band from which on the user is warned
 
@@ -77,7 +77,7 @@ class JobOptions:
 
     def __post_init__(self) -> None:
         """Check the values, before anything is opened."""
-        if one_of("dtype", self.dtype, ("auto", *DTYPES)) == "auto":
+        if one_of("dtype", self.dtype, ("auto", *FLOATS)) == "auto":
             object.__setattr__(self, "dtype", fast_dtype(self.device))
         if not 0 <= self.min_valid <= 1:
             raise InputError(f"min_valid is {self.min_valid}, expected a share from 0 to 1")
@@ -128,7 +128,7 @@ class Result:
 @contextlib.contextmanager
 def evaluating(model: nn.Module, forward: Callable[[Any], Tensor], options: JobOptions) -> Iterator[Encode]:
     """``forward``, which calls the model, from a tensor or a dict of them to arrays: in eval mode, on the device."""
-    training, dtype = model.training, DTYPES[options.dtype]
+    training, dtype = model.training, FLOATS[options.dtype]
 
     def encode(x: Any) -> Any:
         there = x.to(options.device) if isinstance(x, Tensor) else {key: x[key].to(options.device) for key in x}

@@ -28,9 +28,18 @@ from eo_zoo.files import making, require_new
 from eo_zoo.version import __version__
 from eo_zoo.vlm.engine import FACTORS
 from eo_zoo.weights import checkpoint, lora, zero
-from eo_zoo.weights.sharded import MANIFEST, LazyTensors, has_weights, read_folder, read_json, split, write_folder
+from eo_zoo.weights.sharded import (
+    FLOATS,
+    MANIFEST,
+    LazyTensors,
+    has_weights,
+    read_folder,
+    read_json,
+    require_float,
+    split,
+    write_folder,
+)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 #: What is copied beside the weights, from the source or else from the base.
 COPIED = (
@@ -73,8 +82,7 @@ def check(
     for folder in (source, *bases):
         if not folder.is_dir():
             raise InputError(f"{folder} is {'a file' if folder.exists() else 'not there'}: give a folder")
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"the type {dtype!r} is none of {', '.join(DTYPES)}")
+    require_float(dtype)
     found = _open(source, bases)
     # files of one step lie a folder below those of the model
     folders = [source, *([source.parent] if _step(source) == source else []), *bases]
@@ -86,7 +94,7 @@ def check(
     names = _match(found, model, source)
     tensors = found.renamed({_stored(name, config["model_type"]): old for name, old in names.items()})
     if dtype is not None:
-        tensors, config = tensors.to(DTYPES[dtype]), _typed(config, dtype)
+        tensors, config = tensors.to(FLOATS[dtype]), _typed(config, dtype)
     types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.shapes.values()})
     plan = split(tensors.shapes, shard_size)
     summary = (
@@ -243,10 +251,10 @@ def _match(found: LazyTensors, model: Any, source: Path) -> dict[str, str]:
         names[EMBEDDING] = names.pop(HEAD)
     shapes = {name: found.shapes[old] for name, old in names.items()}
     checkpoint.check_fit(shapes, wanted, optional=(HEAD,) if tied else (), what=str(source))
-    whole = [f"{name} is {tensor.dtype}" for name, tensor in shapes.items() if tensor.dtype not in DTYPES.values()]
+    whole = [f"{name} is {tensor.dtype}" for name, tensor in shapes.items() if tensor.dtype not in FLOATS.values()]
     if whole:
         raise WeightsError(
-            f"{source} is quantized or of another type than {', '.join(DTYPES)}: {checkpoint.some(whole)}"
+            f"{source} is quantized or of another type than {', '.join(FLOATS)}: {checkpoint.some(whole)}"
         )
     if tied and HEAD in names:
         del names[HEAD]

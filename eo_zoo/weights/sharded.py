@@ -20,6 +20,8 @@ from eo_zoo.weights.wrappings import plain_names
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"  # transformers' names for one file of weights
 INDEX = ".index.json"  # what its index of several adds
 MANIFEST = "conversion.json"  # what a conversion says of each tensor, and its files' hashes
+#: What weights may be cast to.
+FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Reader = Callable[[str], Tensor]
 
 
@@ -66,6 +68,12 @@ def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def held(tensors: Mapping[str, Tensor]) -> LazyTensors:
     """Tensors that are read, or mapped, already."""
     return LazyTensors({name: shape_of(tensor) for name, tensor in tensors.items()}, lambda: tensors.__getitem__)
+
+
+def require_float(dtype: str | None) -> None:
+    """Raise InputError for the name of a type that weights are not cast to."""
+    if dtype is not None and dtype not in FLOATS:
+        raise InputError(f"the type {dtype!r} is none of {', '.join(FLOATS)}")
 
 
 def shape_of(tensor: Tensor) -> Tensor:
